@@ -1,0 +1,391 @@
+"""A PostgreSQL of our own in a directory, shared by all the processes that use it.
+
+Who is alive is known from `flock`, which the kernel drops at any death, and from nothing else:
+
+| file | held | by |
+|---|---|---|
+| `users.lock` | shared | every user, while it uses the server |
+| `start.lock` | exclusive | whoever starts or stops the server |
+| `server.lock` | exclusive | the server itself and `initdb`: they inherit the open file, so a pid file needs no trust |
+| `watcher.lock` | exclusive | the one watcher process, which inherits it likewise |
+
+A user may wait for `start.lock`; nobody waits for `users.lock` while holding `start.lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from pgdict.errors import ConfigError, ConnectionFailed
+from pgdict.server.binaries import ENVIRONMENT, Account, account, copied, find, unreachable
+
+# A child forked while another thread holds locks open for the server would keep them for its whole life.
+_no_fork = threading.RLock()
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows
+else:
+    os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
+
+PATIENCE = 60.0  # seconds for a server to start, crash recovery included
+LOG_SIZE = 1_000_000  # bytes of log kept when a server starts
+
+SETTINGS = """
+# pgdict
+listen_addresses = ''            # unix socket only
+max_connections = 100
+shared_buffers = 64MB
+wal_level = minimal              # nothing replicates from here, and a bulk load into a new table skips the WAL
+max_wal_senders = 0
+max_logical_replication_workers = 0
+max_wal_size = 256MB
+min_wal_size = 32MB
+jit = off                        # statements here last microseconds
+logging_collector = off
+log_min_messages = log           # errors of statements are their callers' concern, and would fill the disk
+log_checkpoints = off
+log_autovacuum_min_duration = -1
+log_line_prefix = '%m [%p] '
+"""
+
+
+class Embedded:
+    """A running server as one of its users; made by `join`.
+
+    Attributes:
+        directory: where its data is.
+        conninfo: how to connect, as a URL; `ensure` may change it.
+    """
+
+    def __init__(self, directory: Path, users: int) -> None:
+        self.directory = directory
+        self.conninfo = ""
+        # Closing the file and never unlocking it: a forked child shares the lock, and each drops only its own hold.
+        self._leave = weakref.finalize(self, os.close, users)
+        self._leave.atexit = False  # the kernel does it, after everybody's last statement
+
+    def __repr__(self) -> str:
+        return f"Embedded({str(self.directory)!r}{'' if self._leave.alive else ', closed'})"
+
+    def ensure(self) -> None:
+        """See to it that the server runs and accepts connections, and that it is watched.
+
+        Raises:
+            ConfigError: the server cannot be started.
+            ConnectionFailed: it ended while starting, or did not answer in time.
+        """
+        if not self._leave.alive:
+            raise ConfigError(f"{self!r}")
+        with _no_fork, _explained(self.directory):
+            home = _Home(self.directory)
+            if not home.accepting():
+                with _open(home.start) as start:
+                    fcntl.flock(start, fcntl.LOCK_EX)
+                    home.run()
+                    fcntl.flock(start, fcntl.LOCK_UN)
+            home.watch()
+            self.conninfo = f"postgresql://pgdict@/pgdict?host={home.socket}&port=5432"
+
+    def close(self) -> None:
+        """Leave the server, which stops soon after its last user left; once is enough."""
+        self._leave()
+
+
+def join(directory: Path) -> Embedded:
+    """Become a user of the server in this directory, which is started, and created, when it is not there.
+
+    Raises:
+        ConfigError: the directory, its rights, or PostgreSQL's programs do not allow it.
+        ConnectionFailed: the server did not start.
+    """
+    if fcntl is None:
+        raise ConfigError("an embedded server needs a Unix; here, name a PostgreSQL server by its URL")
+    with _no_fork, _explained(directory):
+        home = _Home(directory)
+        home.prepare()
+        users = _opened(home.users)
+        embedded = Embedded(directory, users)
+        try:
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a stop that is under way
+            embedded.ensure()
+        except BaseException:
+            embedded.close()
+            raise
+        return embedded
+
+
+class _Home:
+    """The files of an embedded server, and what is done with them while holding the locks it takes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "server.log"
+        self.users = directory / "users.lock"
+        self.start = directory / "start.lock"
+        self.server = directory / "server.lock"
+        self.watcher = directory / "watcher.lock"
+        self.record = directory / "socket"
+
+    @property
+    def socket(self) -> Path | None:
+        """The directory of the server's socket, None before the first start."""
+        try:
+            return Path(self.record.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def prepare(self) -> None:
+        """Make the directory, or see that it is ours, before anything in it is touched."""
+        try:
+            content = [entry.name for entry in self.directory.iterdir()]
+        except FileNotFoundError:
+            self._make()
+            return
+        if "PG_VERSION" in content:
+            raise ConfigError(f"{self.directory} is a PostgreSQL cluster of its own: start it, and name it by its URL")
+        if content and self.users.name not in content:
+            raise ConfigError(f"{self.directory} is neither empty nor made by pgdict")
+
+    def _make(self) -> None:
+        missing = [d for d in (self.directory, *self.directory.parents) if not d.exists()]
+        _reach(account(missing[-1].parent), missing[-1].parent)
+        for directory in reversed(missing):
+            directory.mkdir(0o700, exist_ok=True)
+            if os.geteuid() == 0:
+                directory.chmod(0o711)  # the server's account has to pass, and nothing else
+
+    def accepting(self) -> bool:
+        """Tell whether the server takes connections, without asking it more than that."""
+        directory = self.socket
+        if directory is None or not _private(directory, self.data):
+            return False
+        try:
+            status = (self.data / "postmaster.pid").read_bytes().splitlines()[7:]
+            if not status or status[0].strip() != b"ready":
+                return False
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(1.0)
+                client.connect(str(directory / ".s.PGSQL.5432"))
+        except BlockingIOError:
+            return True  # so many are connecting just now that the queue is full
+        except OSError:
+            return False
+        return True
+
+    def run(self) -> None:
+        """Start the server if need be and wait until it accepts connections, holding `start.lock`."""
+        deadline = time.monotonic() + PATIENCE
+        logged: int | None = None
+        while not self.accepting():
+            with _open(self.server) as server:
+                if _free(server):  # so there is no server, nor a backend that outlived one
+                    if logged is not None:
+                        raise ConnectionFailed(f"the server in {self.directory} does not start:\n{self._tail(logged)}")
+                    logged = self._launch(server)
+            if time.monotonic() > deadline:
+                raise ConnectionFailed(
+                    f"the server in {self.directory} does not accept connections at {self.socket}; is it used from "
+                    f"another container or mount namespace?\n{self._tail(logged or 0)}"
+                )
+            time.sleep(0.005)
+
+    def _launch(self, server: int) -> int:
+        """Start PostgreSQL, holding and handing on `server.lock`; return where its part of the log begins."""
+        who = account(self.directory)
+        _reach(who, self.directory)
+        version = self.data / "PG_VERSION"
+        programs = find(version.read_text().strip() if version.exists() else None)
+        if who and unreachable([programs / "postgres"], who):
+            if self.directory.lstat().st_uid != 0:
+                raise ConfigError(f"{who.name!r}, who owns {self.directory}, cannot run PostgreSQL's {programs}")
+            programs = copied(programs, self.directory)
+        if not self.data.exists():
+            self._create(programs, who, server)
+        directory = self._socket_directory(who)
+        with _open(self.log) as log:
+            size = os.fstat(log).st_size
+            if size > LOG_SIZE:
+                os.truncate(log, size := 0)
+            stale = [directory / ".s.PGSQL.5432", directory / ".s.PGSQL.5432.lock", self.data / "postmaster.pid"]
+            # The shell leaves it to init to reap the server, and removes the files with the server's rights.
+            script = 'rm -f -- "$1" "$2" "$3" && shift 3 && "$@" &'
+            program: list[str | Path] = [programs / "postgres", "-D", self.data, "-k", directory]
+            _execute(who, ["/bin/sh", "-c", script, "sh", *stale, *program], keep=[server], output=log)
+        return size
+
+    def _create(self, programs: Path, who: Account | None, server: int) -> None:
+        """Create the cluster under another name, so that an interrupted one is never taken for a whole one."""
+        new = self.directory / "data.new"
+        if new.exists():
+            shutil.rmtree(new)
+        new.mkdir(0o700)
+        if who:
+            os.chown(new, who.uid, who.gid, follow_symlinks=False)
+        options = ["--username=pgdict", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+        _execute(who, [programs / "initdb", "-D", new, *options], keep=[server])
+        _execute(who, ["/bin/sh", "-c", 'cat >>"$0"', new / "postgresql.conf"], text=SETTINGS, keep=[server])
+        single: list[str | Path] = [programs / "postgres", "--single", "-D", new, "template1"]
+        _execute(who, single, text="CREATE DATABASE pgdict", keep=[server])
+        new.rename(self.data)
+
+    def _socket_directory(self, who: Account | None) -> Path:
+        """Return the directory for the socket: the recorded one, made again if it was removed, else a new one.
+
+        It is outside the data directory because the path of a socket has at most some 100 bytes.
+        """
+        base = Path("/tmp")  # TMPDIR differs between users of one server, and is long on macOS
+        recorded = self.socket
+        if recorded and recorded.parent == base and recorded.name.startswith("pgdict-"):
+            with suppress(FileExistsError):
+                recorded.mkdir(0o700)
+                if who:
+                    os.chown(recorded, who.uid, who.gid)
+            if _private(recorded, self.data):
+                return recorded
+        made = Path(tempfile.mkdtemp(prefix="pgdict-", dir=base))
+        if who:
+            os.chown(made, who.uid, who.gid)
+        new = self.record.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        with _open(new) as file:
+            os.write(file, str(made).encode())
+            os.fchmod(file, 0o644)
+        new.replace(self.record)
+        return made
+
+    def watch(self) -> None:
+        """See to it that the server is stopped when its last user is gone."""
+        with ExitStack() as stack:
+            own = stack.enter_context(_open(self.watcher))
+            if not _free(own):
+                return
+            who = account(self.directory) or Account(0, 0, "")
+            locks = [own, *(stack.enter_context(_open(path)) for path in (self.users, self.start, self.server))]
+            program: list[str | Path] = [_python(), "-I", "-S", Path(__file__).with_name("watcher.py")]
+            arguments: list[str | Path] = [self.directory, *map(str, (who.uid, who.gid, *locks))]
+            # Not as `who`, who may be unable to run this Python: it steps down by itself.
+            _execute(None, ["/bin/sh", "-c", '"$@" &', "sh", *program, *arguments], keep=locks, environment=None)
+
+    def _tail(self, begin: int) -> str:
+        with suppress(OSError), self.log.open("rb") as file:
+            file.seek(begin)
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-10:])
+        return ""
+
+
+def _execute(
+    who: Account | None,
+    command: Sequence[str | Path],
+    *,
+    text: str = "",
+    keep: Sequence[int] = (),
+    output: int | None = None,
+    environment: dict[str, str] | None = ENVIRONMENT,
+) -> None:
+    """Run a program out of reach of our terminal, environment and directory.
+
+    With `keep` the program inherits these open files, and only these. What it leaves running writes to `output`, or
+    nowhere.
+    """
+    with tempfile.TemporaryFile() as said:
+        done = subprocess.run(
+            command,
+            input=text.encode(),
+            stdout=subprocess.DEVNULL if output is None else output,
+            stderr=said if output is None else output,
+            pass_fds=keep,
+            cwd="/",
+            env=environment,
+            start_new_session=True,
+            check=False,
+            user=who.uid if who else None,
+            group=who.gid if who else None,
+            extra_groups=[] if who else None,
+        )
+        if done.returncode:
+            said.seek(0)
+            reason = said.read().decode(errors="replace").strip()
+            raise ConfigError(f"{Path(command[0]).name} failed for an embedded server:\n{reason}")
+
+
+def _reach(who: Account | None, directory: Path) -> None:
+    if who and (closed := unreachable([*reversed(directory.parents), directory], who)):
+        raise ConfigError(
+            f"{closed} is closed to {who.name!r}, whom the server of {directory} runs as because PostgreSQL does not "
+            "run as root"
+        )
+
+
+def _private(directory: Path, data: Path) -> bool:
+    """Tell whether this is a directory which only the server's account can enter; anybody can make one in /tmp."""
+    try:
+        found, owner = directory.lstat(), data.stat().st_uid
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not found.st_mode & 0o077
+
+
+def _python() -> str:
+    """Return a Python to run the watcher; `sys.executable` may be an application that was frozen or embeds Python."""
+    for found in (sys.executable, f"{sys.prefix}/bin/python3", shutil.which("python3")):
+        if found and "python" in Path(found).name and os.access(found, os.X_OK):
+            return found
+    raise ConfigError("an embedded server needs a Python on PATH to look after it; or name a PostgreSQL server")
+
+
+def _free(lock: int) -> bool:
+    """Take the lock if nobody has it, and tell whether that was so."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _opened(path: Path) -> int:
+    """Open a file of ours, created for its directory's owner, and following no link."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags)
+    except FileNotFoundError:
+        file = os.open(path, flags | os.O_CREAT, 0o600)
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(file, owner.st_uid, owner.st_gid)
+    return file
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    file = _opened(path)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into ours."""
+    try:
+        yield
+    except ConnectionFailed:
+        raise
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise ConfigError(f"no embedded server in {directory}: {error.strerror}{where}") from error
