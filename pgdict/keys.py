@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from reprlib import repr as brief
@@ -96,13 +95,15 @@ class Keys:
             DecodeError: no key is stored like this; another program must have written it.
         """
         rest = stored[len(self._stored) :]
-        with suppress(ValueError, LookupError):
+        try:
             text = rest.decode()
             if text.isprintable():
                 return text
             key = _key(_unescape(text))
             if _escape(_name(key)) == rest:
                 return key
+        except (ValueError, LookupError):
+            pass
         raise _UndecodableKey(stored.decode(errors="backslashreplace"), "key", stored, "no key is stored like this")
 
     def bounds(self, prefix: str = "") -> tuple[bytes, bytes | None]:
