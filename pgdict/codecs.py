@@ -88,17 +88,18 @@ class _BuiltIn(Codec):
         """Return the bytes of a value, or raise with the reason alone."""
 
     def _refuse(self, value: Any, error: Exception) -> NoReturn:
+        if _is_endless(error):
+            raise InvalidValue(f"codec {self.name!r} cannot store value: it is nested too deeply, or contains itself")
         path, error = _blame(self.dump, value, error) if self.nests else ("value", error)
-        kind = InvalidValue if isinstance(error, (ValueError, ArithmeticError, RecursionError)) else TypeError
-        raise kind(f"codec {self.name!r} cannot store {path}: {_reason(error)}") from error
+        kind = InvalidValue if isinstance(error, (ValueError, ArithmeticError)) else TypeError
+        raise kind(f"codec {self.name!r} cannot store {path}: {error}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return resolve, (self.name,)
 
 
-def _reason(error: Exception) -> str:
-    nested = isinstance(error, RecursionError) or "recursion" in str(error) or "Circular" in str(error)
-    return "it is nested too deeply, or contains itself" if nested else str(error)
+def _is_endless(error: Exception) -> bool:
+    return isinstance(error, RecursionError) or any(word in str(error) for word in ("recursion limit", "Circular"))
 
 
 def _blame(dump: Callable[[Any], bytes], value: Any, error: Exception) -> tuple[str, Exception]:
