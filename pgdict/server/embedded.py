@@ -44,6 +44,9 @@ else:
 PATIENCE = 60.0  # seconds for a server to start, crash recovery included
 LOG_SIZE = 1_000_000  # bytes of log kept when a server starts
 
+# A startup message of protocol 3.0, and a farewell so that the server does not log a lost connection
+_HELLO = b"\0\0\0\x25\0\3\0\0user\0pgdict\0database\0pgdict\0\0X\0\0\0\4"
+
 SETTINGS = """
 # pgdict
 listen_addresses = ''            # unix socket only
@@ -99,6 +102,8 @@ class Embedded:
                     fcntl.flock(start, fcntl.LOCK_UN)
             home.watch()
             self.conninfo = f"postgresql://pgdict@/pgdict?host={home.socket}&port=5432"
+            if "PGHOSTADDR" in os.environ:  # which libpq would prefer to `host`: another server, or none
+                self.conninfo += "&hostaddr="
 
     def close(self) -> None:
         """Leave the server, which stops soon after its last user left; once is enough."""
@@ -170,22 +175,26 @@ class _Home:
                 directory.chmod(0o711)  # the server's account has to pass, and nothing else
 
     def accepting(self) -> bool:
-        """Tell whether the server takes connections, without asking it more than that."""
+        """Tell whether the server takes connections now.
+
+        A killed server accepts for some milliseconds more, and one in recovery to refuse, so it has to answer.
+        """
         directory = self.socket
         if directory is None or not _private(directory, self.data):
             return False
+        answer = b""
         try:
-            status = (self.data / "postmaster.pid").read_bytes().splitlines()[7:]
-            if not status or status[0].strip() != b"ready":
-                return False
             with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1.0)
+                client.settimeout(5.0)
                 client.connect(str(directory / ".s.PGSQL.5432"))
+                client.sendall(_HELLO)
+                while part := client.recv(4096):
+                    answer += part
         except BlockingIOError:
             return True  # so many are connecting just now that the queue is full
         except OSError:
             return False
-        return True
+        return bool(answer) and b"\0C57P03\0" not in answer  # "cannot connect now", unlike other refusals
 
     def run(self) -> None:
         """Start the server if need be and wait until it accepts connections, holding `start.lock`."""

@@ -61,7 +61,9 @@ def default_directory() -> Path:
 
 def mask(conninfo: str) -> str:
     """Return the connection string with every password replaced by `***`, however malformed it is."""
-    masked = _NO_PORT.sub(r"://\1:***", _USERINFO.sub(r"://\1:***@", conninfo))
+    masked, found = _USERINFO.subn(r"://\1:***@", conninfo)
+    if not found:
+        masked = _NO_PORT.sub(r"://\1:***", conninfo)
     if _SCHEME.match(conninfo):
         return _QUERY.sub(lambda m: f"{m[1]}{m[2]}=***" if "password" in unquote(m[2]).lower() else m[0], masked)
     return _KEYWORD.sub(r"\1***", masked)
@@ -74,10 +76,11 @@ def _connection_string(location: str) -> str:
         location = "postgresql://" + location[scheme.end() :]
     try:
         conninfo_to_dict(location)
-    except ProgrammingError:
-        # not chained: libpq's message quotes what it could not read, which may be the password
+    except ProgrammingError as error:
+        masked = mask(location)
+        reason = str(error).strip() if masked == location else "malformed"  # libpq quotes what it could not read
         raise ConfigError(
-            f"cannot be read as a connection string: {mask(location)!r}; "
+            f"not a connection string: {masked!r}: {reason}; "
             "a directory with '=' or '://' in its name is given as a pathlib.Path"
         ) from None
     return location

@@ -1,0 +1,46 @@
+"""What all tests share: a PostgreSQL."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pgdict.server import join
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make one directory for all workers of a run: not pytest's own, which root's server cannot enter."""
+    if not hasattr(config, "workerinput"):
+        os.environ["PGDICT_TEST_DIRECTORY"] = tempfile.mkdtemp(prefix="pgdict-tests-", dir="/tmp")
+        Path(os.environ["PGDICT_TEST_DIRECTORY"]).chmod(0o711)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it after the last worker."""
+    if not hasattr(config, "workerinput"):
+        remove_server(Path(os.environ.pop("PGDICT_TEST_DIRECTORY")))
+
+
+def remove_server(directory: Path) -> None:
+    """Remove an embedded server's directory when the server, left by all its users, has ended."""
+    if (lock := directory / "server.lock").exists():
+        with lock.open() as server:
+            fcntl.flock(server, fcntl.LOCK_EX)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """How to connect to the PostgreSQL under test: `PGDICT_TEST_URL`, else an embedded one."""
+    if url := os.environ.get("PGDICT_TEST_URL"):
+        yield url
+        return
+    embedded = join(Path(os.environ["PGDICT_TEST_DIRECTORY"]))
+    yield embedded.conninfo
+    embedded.close()
