@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,6 @@ def parent() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pgdict-test-", dir="/tmp"))
     path.chmod(0o755)
     yield path
-    for pid in running(path):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGQUIT if pid not in watchers(path) else signal.SIGKILL)
     assert eventually(lambda: not running(path))
     shutil.rmtree(path)
 
@@ -274,6 +270,15 @@ def test_new_directory(parent: Path) -> None:
     server.close()
     assert eventually(lambda: ended(parent / "new" / "home"))
     assert not socket.exists()
+
+
+@pytest.mark.parametrize("programs", sorted(set(binaries._candidates())), ids=binaries._version)
+def test_every_version(parent: Path, monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:
+    """Whatever PostgreSQL is found here works."""
+    monkeypatch.setattr(binaries, "_candidates", lambda: iter([programs]))
+    server = join(parent / "home")
+    assert str(ask(server.conninfo, "SHOW server_version")).startswith(binaries._version(programs))
+    server.close()
 
 
 def test_two_at_once(parent: Path) -> None:
@@ -569,9 +574,12 @@ def test_interrupted_initdb(parent: Path) -> None:
 
 def test_removed_directory(home: Path, server: Embedded) -> None:
     """A server whose directory was removed under it ends with its last user all the same."""
+    socket = Path(locate_socket(home))
     server.close()
     shutil.rmtree(home)
     assert eventually(lambda: not running(home), 8)
+    assert not (socket / ".s.PGSQL.5432").exists()
+    shutil.rmtree(socket, ignore_errors=True)
 
 
 # Sockets

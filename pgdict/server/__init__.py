@@ -5,6 +5,6 @@ server that every process using it shares.
 """
 
 from pgdict.server.embedded import Embedded, join
-from pgdict.server.location import locate, mask
+from pgdict.server.location import as_url, locate, mask
 
-__all__ = ["Embedded", "join", "locate", "mask"]
+__all__ = ["Embedded", "as_url", "join", "locate", "mask"]

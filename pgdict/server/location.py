@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlencode
 
-from psycopg import ProgrammingError
+from psycopg import ConnectionInfo, ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from pgdict.errors import ConfigError
@@ -93,3 +93,15 @@ def _directory(path: str) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise ConfigError(f"{path!r}: {error}") from None
+
+
+def as_url(info: ConnectionInfo) -> str:
+    """Return the URL of a connection's server, with its password: what psql, psycopg, pandas and pgbench take."""
+    user = quote(info.user, safe="")
+    password = f":{quote(info.password, safe='')}" if info.password else ""
+    database = quote(info.dbname, safe="")
+    if info.host.startswith(("/", "@")):
+        return f"postgresql://{user}{password}@/{database}?host={quote(info.host, safe='')}&port={info.port}"
+    host = f"[{info.host}]" if ":" in info.host else info.host
+    kept = {name: value for name, value in info.get_parameters().items() if name.startswith(("ssl", "channel_b"))}
+    return f"postgresql://{user}{password}@{host}:{info.port}/{database}{'?' if kept else ''}{urlencode(kept)}"

@@ -23,7 +23,7 @@ def main(home: str, uid: int, gid: int, watcher: int, users: int, start: int, se
         os.setuid(uid)
     while True:
         fcntl.flock(users, fcntl.LOCK_EX)
-        pid = postmaster(home)  # read now: the directory may be removed before the linger is over
+        pid, socket = postmaster(home), socket_directory(home)  # now: they may be removed before the linger is over
         fcntl.flock(users, fcntl.LOCK_UN)
         time.sleep(LINGER)
         # A starter holds `users` while it waits for `start`: so `users` is never waited for while holding `start`.
@@ -32,12 +32,13 @@ def main(home: str, uid: int, gid: int, watcher: int, users: int, start: int, se
             break
         fcntl.flock(start, fcntl.LOCK_UN)
     stop(home, pid, server)
+    remove(socket_directory(home) or socket)
     for lock in (watcher, users, start):  # `watcher` first: whoever gets `users` must see that nobody watches
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def stop(home: str, pid: int, server: int) -> None:
-    """Shut the server down, if there is one, and remove the directory of its socket."""
+    """Shut the server down, if there is one."""
     begin = time.monotonic()
     while not locked(server):
         pid = postmaster(home) or pid  # a server that is just starting has none yet
@@ -48,11 +49,23 @@ def stop(home: str, pid: int, server: int) -> None:
             except OSError:
                 pid = 0
         time.sleep(0.02)
+
+
+def remove(socket: str) -> None:
+    """Remove the directory of the server's socket, which is empty now; the next start makes it again."""
     try:
-        with open(home + "/socket", encoding="utf-8") as record:  # noqa: PTH123
-            os.rmdir(record.read())  # noqa: PTH106
+        os.rmdir(socket)  # noqa: PTH106
     except OSError:
-        pass
+        return
+
+
+def socket_directory(home: str) -> str:
+    """Return the recorded directory of the server's socket, "" if there is none."""
+    try:
+        with open(home + "/socket", encoding="utf-8") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return ""
 
 
 def postmaster(home: str) -> int:
