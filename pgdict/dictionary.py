@@ -1,0 +1,780 @@
+"""`PgDict`: the operations as the methods of a mapping."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import chain
+from os import PathLike
+from reprlib import Repr
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar, overload
+
+from pgdict.codecs import MAX_VALUE_SIZE, Codec, Values
+from pgdict.errors import ConfigError, PgDictError
+from pgdict.keys import MAX_KEY_LENGTH, Keys
+from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Size, Space, expiry, many, one, walk
+from pgdict.operations.one import CasResult, Entry
+from pgdict.operations.space import Expiry, Sentinel, seconds
+from pgdict.session import Connection, Durability, Network, Options, Place, Pool, Session, drop_table, opening
+from pgdict.statements import Order
+from pgdict.views import StoredItems, StoredKeys, StoredValues
+
+K = TypeVar("K")
+V = TypeVar("V")
+D = TypeVar("D")
+
+Ttl = float | timedelta | None | Sentinel
+Cleanup = Literal["on_read", "background", "manual", "disabled"]
+_CLEANUPS = ("on_read", "background", "manual", "disabled")
+_SHOWN = 10
+
+_short = Repr()
+_short.maxstring = _short.maxother = 60
+
+
+class PgDict(MutableMapping[K, V]):
+    """A dict that lives in PostgreSQL.
+
+    It does what a `dict` does, in insertion order, one statement at a time, while other threads, processes and machines
+    use the same table. Values are copies: changing what `d[key]` returned changes nothing in the database; `mutate` does.
+
+    | what | methods |
+    |---|---|
+    | a dict | `[]`, `get`, `in`, `del`, `len`, `bool`, `iter`, `reversed`, `keys`, `values`, `items`, `pop`, `popitem`, `setdefault`, `update`, `clear`, `copy`, `==`, `\\|`, `\\|=`, `move_to_end` |
+    | time to live | `set`, `expire`, `persist`, `ttl`, `cleanup_expired` |
+    | atomic | `set_nx`, `increment`, `decrement`, `compare_and_swap`, `get_and_set`, `get_and_delete`, `mutate` |
+    | many at once | `get_many`, `set_many`, `delete_many` |
+    | in key order | `scan`, `scan_keys`, `count`, `delete_prefix` |
+    | parts | `namespace`, `transaction` |
+    | the rest | `entry`, `url`, `drop`, `close` |
+
+    Args:
+        location: where the data is. None is the environment variable `PGDICT_URL` or else an embedded server in the user's
+            data directory; a string with `://` or `=` is a PostgreSQL server; `""` is libpq's environment (`PGHOST` and so
+            on); any other string or path is a directory, in which an embedded server keeps its data.
+        pool: the application's own `psycopg_pool.ConnectionPool`; never closed by the dictionary.
+        connection: the application's own psycopg connection; what the dictionary does is part of its transaction.
+        table: the table's name, created when it is missing.
+        schema: its schema, created when it is missing; None is the server's default.
+        codec: how values are stored: `"msgpack"`, `"json"`, `"pickle"`, `"bytes"`, `"text"`, or a `Codec`.
+        ttl: the time to live of every write without one of its own, in seconds or as a timedelta; None is for ever.
+        durability: `"unlogged"` (no WAL, lightest: **a crash of the server empties the table**), `"async"` (a crash loses the
+            last fraction of a second) or `"sync"` (an acknowledged write survives). None is what the table has; a new one is
+            unlogged on a server, and async in an embedded directory.
+        order: `"insertion"`, or `"key"` for a table without the column that keeps it. None is what the table has; a new one
+            keeps insertion order.
+        cleanup: what becomes of expired rows, which are never seen: `"on_read"` removes the one that a read meets, and a
+            write with a ttl removes two; `"background"` has one thread of one process remove them as well; `"manual"` leaves
+            them to `cleanup_expired`; `"disabled"` ignores expiry altogether: expired rows are returned.
+        create: whether a missing table is created.
+        max_key_length: the most bytes that a stored key may have, up to 2600.
+        max_value_size: the most bytes that a stored value may have.
+        application_name: what `pg_stat_activity` shows.
+        min_size: connections that are kept open.
+        max_size: the most connections that this process opens.
+        timeout: the most seconds to wait for a connection, and to repeat a read after one was lost.
+
+    Raises:
+        ConfigError: an option is wrong, or contradicts the table that exists.
+        ConnectionFailed: the server cannot be reached, with its reason; at once, not at the first use.
+        QueryFailed: the server refuses to create the table.
+
+    >>> from pgdict import PgDict
+    >>> d = PgDict(table="example")
+    >>> d["answer"] = 42
+    >>> d["answer"], "question" in d, len(d)
+    (42, False, 1)
+    >>> d.drop()
+    >>> d.close()
+    """
+
+    _session: Session
+    _space: Space
+    _origin: _Origin
+
+    def __init__(
+        self,
+        location: str | PathLike[str] | None = None,
+        *,
+        pool: Pool | None = None,
+        connection: Connection | None = None,
+        table: str = "kv_store",
+        schema: str | None = None,
+        codec: str | Codec = "msgpack",
+        ttl: float | timedelta | None = None,
+        durability: Durability | None = None,
+        order: Order | None = None,
+        cleanup: Cleanup = "on_read",
+        create: bool = True,
+        max_key_length: int = 1024,
+        max_value_size: int = MAX_VALUE_SIZE,
+        application_name: str = "pgdict",
+        min_size: int = 1,
+        max_size: int = 8,
+        timeout: float = 30.0,
+    ) -> None:
+        if cleanup not in _CLEANUPS:
+            raise ConfigError(f"cleanup is one of {', '.join(map(repr, _CLEANUPS))}, not {cleanup!r}")
+        if sum(given is not None for given in (location, pool, connection)) > 1:
+            raise ConfigError("give one of location, pool and connection")
+        for option, number, most in (
+            ("max_key_length", max_key_length, MAX_KEY_LENGTH),
+            ("max_value_size", max_value_size, 2**30 - 2**20),  # a field of PostgreSQL holds 1 GB
+        ):
+            if not 1 <= number <= most:
+                raise ConfigError(f"{option} is 1 to {most} bytes, not {number!r}")
+        values = Values(codec, max_value_size)
+        lifetime = None if ttl is None else seconds(ttl)
+        options = Options(table, schema, order, durability, cleanup != "disabled", create)
+        network = Network(application_name, min_size, max_size, timeout)
+        if pool is not None:
+            opened = opening.open_pool(pool, options, network)
+        elif connection is not None:
+            opened = opening.open_connection(connection, options, network)
+        else:
+            opened = opening.open_location(location, options, network)
+        self._session, found, place = opened
+        self._space = Space(
+            Keys("", max_key_length),
+            values,
+            lifetime,
+            found.layout.order,
+            cleans=cleanup in ("on_read", "background"),
+        )
+        lasting = pool is None and connection is None
+        options = replace(options, order=found.layout.order, durability=found.durability)
+        self._origin = _Origin(location if lasting else None, options, network, place, lasting)
+
+    # A dict ---------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: K, /) -> V:
+        value = self._session.run(one.get(self._space, key, ABSENT))
+        if value is ABSENT:
+            missing = getattr(type(self), "__missing__", None)
+            if missing is None:
+                raise KeyError(key)
+            value = missing(self, key)
+        return value  # type: ignore[no-any-return]
+
+    def __setitem__(self, key: K, value: V, /) -> None:
+        space = self._space
+        self._session.run(one.set(space, key, value, space.expiry))
+
+    def __delitem__(self, key: K, /) -> None:
+        if not self._session.run(one.delete(self._space, key)):
+            raise KeyError(key)
+
+    def __contains__(self, key: object, /) -> bool:
+        return self._session.run(one.has(self._space, key))
+
+    def __len__(self) -> int:
+        return self._session.run(many.count(self._space.bounds))
+
+    def __bool__(self) -> bool:
+        return self._session.run(many.any_at_all(self._space))
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[K]:
+        return reversed(self.keys())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        theirs = other if isinstance(other, dict) else dict(other.items())
+        equal = 0
+        for key, value in self.items():
+            if key not in theirs or not (theirs[key] is value or theirs[key] == value):
+                return False
+            equal += 1
+        return equal == len(theirs)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, as a dict
+
+    def __or__(self, other: Mapping[K, V]) -> dict[K, V]:
+        return self.copy() | dict(other.items()) if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Mapping[K, V]) -> dict[K, V]:
+        return dict(other.items()) | self.copy() if isinstance(other, Mapping) else NotImplemented
+
+    def __ior__(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> Self:
+        self.update(other)
+        return self
+
+    @overload
+    def get(self, key: object, default: None = None, /) -> V | None: ...
+    @overload
+    def get(self, key: object, default: D, /) -> V | D: ...
+    def get(self, key: object, default: Any = None, /) -> Any:
+        """Return the value of `key`, or `default` when it is absent. One statement.
+
+        >>> d.get("nothing"), d.get("nothing", 0)
+        (None, 0)
+
+        Raises:
+            DecodeError: the stored value cannot be read.
+        """
+        return self._session.run(one.get(self._space, key, default))
+
+    def keys(self) -> StoredKeys[K]:
+        """Return a view of the keys, as `dict.keys`: sized, ordered, reversible, with the operations of a set.
+
+        Iterating takes one statement for each 5,000 keys, and yields every key that is there, and not moved, all the while
+        exactly once, whatever others write meanwhile. It ends with the keys that were there when it began.
+        """
+        return StoredKeys(self, self._rows, self._space.key)
+
+    def items(self) -> StoredItems[K, V]:
+        """Return a view of the pairs, as `dict.items`; iterated like `keys`, in pages of at most 5,000 rows or some 8 MB.
+
+        >>> d.update(a=1, b=2)
+        >>> list(d.items()), list(reversed(d.items()))
+        ([('a', 1), ('b', 2)], [('b', 2), ('a', 1)])
+
+        A pair that cannot be decoded raises `DecodeError`; `next` then goes on with the one behind it.
+        """
+        return StoredItems(self, self._rows, self._space.item)
+
+    def values(self) -> StoredValues[V]:
+        """Return a view of the values, as `dict.values`; iterated like `items`."""
+        return StoredValues(self, self._rows, self._space.value)
+
+    def _rows(self, values: bool, reverse: bool) -> Iterator[tuple[Any, ...]]:
+        return self._follow(walk(self._space, values=values, reverse=reverse))
+
+    def _follow(self, pages: Pages) -> Iterator[tuple[Any, ...]]:
+        run = self._session.run
+        return chain.from_iterable(iter(lambda: run(pages.page()), ()))
+
+    @overload
+    def pop(self, key: K, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: D, /) -> V | D: ...
+    def pop(self, key: K, default: Any = ABSENT, /) -> Any:
+        """Remove `key` and return its value, or `default`. Atomic, one statement.
+
+        Each stored value is handed out at most once, however many callers there are.
+
+        >>> d["a"] = 1
+        >>> d.pop("a"), d.pop("a", None)
+        (1, None)
+
+        Raises:
+            KeyError: the key is absent, and no default is given.
+            DecodeError: the stored value cannot be read; it stays where it is.
+        """
+        value = self._session.run(one.take(self._space, key, default))
+        if value is ABSENT:
+            raise KeyError(key)
+        return value
+
+    def popitem(self, *, last: bool = True) -> tuple[K, V]:
+        """Remove the newest item, or with `last=False` the oldest, and return it. Atomic, one statement.
+
+        Run from many workers at once, each item goes to exactly one of them without waiting on the others: a work queue. An
+        item that somebody is writing at that moment is passed over.
+
+        >>> d.update(first=1, second=2)
+        >>> d.popitem(last=False)
+        ('first', 1)
+
+        Raises:
+            KeyError: there is no item, or for some 50 ms none that nobody is writing.
+            DecodeError: the stored value cannot be read; it stays where it is.
+        """
+        item = self._session.run(one.popitem(self._space, last))
+        if item is None:
+            raise KeyError("popitem(): dictionary is empty")
+        return item
+
+    @overload
+    def setdefault(self: PgDict[K, D | None], key: K, default: None = None, /) -> D | None: ...
+    @overload
+    def setdefault(self, key: K, default: V, /) -> V: ...
+    def setdefault(self, key: K, default: Any = None, /) -> Any:
+        """Return the value of `key`, after setting it to `default` if it was absent. Atomic, one statement.
+
+        The value is a copy: `d.setdefault(key, []).append(x)` stores the empty list only; `mutate` is the way.
+
+        >>> d.setdefault("a", 1), d.setdefault("a", 2)
+        (1, 1)
+        """
+        space = self._space
+        return self._session.run(one.setdefault(space, key, default, space.expiry))
+
+    def update(self, other: Any = (), /, **items: Any) -> None:
+        """Store the pairs of a mapping or an iterable, and the keywords, as `dict.update`. All or nothing: see `set_many`."""
+        self._store(chain(_pairs(other), items.items()), DEFAULT)
+
+    def clear(self) -> None:
+        """Remove all items of this dictionary or namespace. Atomic, one statement."""
+        self._session.run(many.clear(self._space.bounds))
+
+    def copy(self) -> dict[K, V]:
+        """Return a dict of all items: ⌈n/5000⌉ statements, where `dict(d)` asks key by key, as for any mapping."""
+        return dict(iter(self.items()))
+
+    def move_to_end(self, key: K, last: bool = True) -> None:
+        """Move `key` to the end, or with `last=False` to the beginning, as `OrderedDict.move_to_end`. Atomic, one statement.
+
+        Raises:
+            KeyError: the key is absent.
+            PgDictError: the dictionary is in the order of its keys.
+        """
+        if self._space.order != "insertion":
+            raise PgDictError(f"move_to_end({key!r}): this dictionary is in the order of its keys")
+        if not self._session.run(one.move_to_end(self._space, key, last)):
+            raise KeyError(key)
+
+    # Time to live ---------------------------------------------------------------------------------------------------
+
+    def set(self, key: K, value: V, ttl: Ttl = DEFAULT, *, expires_at: datetime | None = None) -> None:
+        """Store `value` under `key` with an expiry of its own. Atomic, one statement.
+
+        Args:
+            key: the key.
+            value: the value.
+            ttl: seconds or a timedelta; None is for ever; left out, it is the dictionary's.
+            expires_at: an aware datetime instead.
+
+        >>> d.set("session", "...", ttl=60)
+        >>> 59 < d.ttl("session") <= 60
+        True
+
+        Raises:
+            ValueError: the ttl is not positive, not finite, or absurd.
+        """
+        self._session.run(one.set(self._space, key, value, expiry(self._space, ttl, expires_at)))
+
+    def expire(self, key: K, ttl: float | timedelta) -> bool:
+        """Let `key` expire in `ttl` seconds, and return whether it was there. Atomic, one statement."""
+        if ttl is None:
+            raise TypeError("expire needs a ttl; persist takes it away")
+        return self._session.run(one.expire(self._space, key, expiry(self._space, ttl)))
+
+    def persist(self, key: K) -> bool:
+        """Take the expiry from `key`, and return whether it had one. Atomic, one statement."""
+        return self._session.run(one.persist(self._space, key))
+
+    def ttl(self, key: K) -> float | None:
+        """Return the seconds that `key` has left, None when it never expires. One statement.
+
+        Raises:
+            KeyError: the key is absent.
+        """
+        return self._session.run(one.ttl(self._space, key))
+
+    def cleanup_expired(self, limit: int | None = None) -> int:
+        """Delete expired rows, at most `limit`, and return how many. Rows that somebody is writing are left. One statement."""
+        return self._session.run(many.sweep(self._space, limit))
+
+    # Atomic ---------------------------------------------------------------------------------------------------------
+
+    def set_nx(self, key: K, value: V, ttl: Ttl = DEFAULT) -> bool:
+        """Store `value` if `key` is absent, and return whether it was. Atomic, one statement.
+
+        >>> d.set_nx("leader", "me"), d.set_nx("leader", "you"), d["leader"]
+        (True, False, 'me')
+        """
+        return self._session.run(one.set_nx(self._space, key, value, expiry(self._space, ttl)))
+
+    @overload
+    def increment(self, key: K, by: int = 1, *, ttl: Ttl = DEFAULT) -> int: ...
+    @overload
+    def increment(self, key: K, by: float, *, ttl: Ttl = DEFAULT) -> float: ...
+    def increment(self, key: K, by: float = 1, *, ttl: Ttl = DEFAULT) -> float:
+        """Add `by` to the number of `key`, from 0 when it is absent, and return the sum. Atomic.
+
+        An int is exact and takes one statement, up to a thousand digits; larger ones and floats take two without contention.
+
+        Args:
+            key: the key.
+            by: what to add.
+            ttl: counts only when a new number begins: a rate limit by fixed windows in one call.
+
+        >>> d.increment("visits"), d.increment("visits", 10)
+        (1, 11)
+
+        Raises:
+            TypeError: the stored value is no number; it stays as it is.
+        """
+        return self._session.run(one.increment(self._space, key, by, expiry(self._space, ttl)))
+
+    @overload
+    def decrement(self, key: K, by: int = 1, *, ttl: Ttl = DEFAULT) -> int: ...
+    @overload
+    def decrement(self, key: K, by: float, *, ttl: Ttl = DEFAULT) -> float: ...
+    def decrement(self, key: K, by: float = 1, *, ttl: Ttl = DEFAULT) -> float:
+        """Subtract `by` from the number of `key`: `increment(key, -by)`."""
+        return self.increment(key, by if isinstance(by, bool) or not isinstance(by, int | float) else -by, ttl=ttl)
+
+    def compare_and_swap(self, key: K, expected: Any, new: V, ttl: Ttl = DEFAULT) -> CasResult:
+        """Store `new` if the value of `key` equals `expected`. Atomic, two statements without contention.
+
+        Equality is Python's `==`, not that of bytes. The expiry stays unless a `ttl` is given.
+
+        Args:
+            key: the key.
+            expected: the value that should be there; `pgdict.ABSENT` for none.
+            new: the value to store.
+            ttl: replaces the expiry.
+
+        >>> d["state"] = "open"
+        >>> bool(d.compare_and_swap("state", "open", "closed"))
+        True
+        >>> d.compare_and_swap("state", "open", "closed")
+        CasResult(status='mismatch', current='closed')
+        """
+        return self._session.run(one.compare_and_swap(self._space, key, expected, new, self._renewal(ttl)))
+
+    def get_and_set(self, key: K, value: V, default: Any = None, *, ttl: Ttl = DEFAULT) -> Any:
+        """Store `value` and return the one it replaced, or `default`. Atomic; one statement on PostgreSQL 18.
+
+        Each stored value is handed out at most once. On older servers an absent key takes two statements.
+
+        >>> d.get_and_set("turn", "a"), d.get_and_set("turn", "b")
+        (None, 'a')
+        """
+        return self._session.run(one.exchange(self._space, key, value, default, expiry(self._space, ttl)))
+
+    def get_and_delete(self, key: K, default: Any = None) -> Any:
+        """Remove `key` and return its value, or `default`. Atomic, one statement: `pop` with a default."""
+        return self._session.run(one.take(self._space, key, default))
+
+    @overload
+    def mutate(
+        self, key: K, change: None = None, *, default: Callable[[], V] | None = None, ttl: Ttl = DEFAULT
+    ) -> AbstractContextManager[Box[V]]: ...
+    @overload
+    def mutate(
+        self, key: K, change: Callable[[V], V], *, default: Callable[[], V] | None = None, ttl: Ttl = DEFAULT
+    ) -> V: ...
+    def mutate(
+        self,
+        key: K,
+        change: Callable[[V], V] | None = None,
+        *,
+        default: Callable[[], V] | None = None,
+        ttl: Ttl = DEFAULT,
+    ) -> V | AbstractContextManager[Box[V]]:
+        """Read, change and write back the value of `key`, atomically against every other writer.
+
+        With a function, its result is stored and returned; it may be called more than once, when others write meanwhile (two
+        statements without contention). Without one, it is a context manager and a transaction, which holds the key
+        until the block ends. What did not change is not written. The expiry stays unless a `ttl` is given.
+
+        Args:
+            key: the key.
+            change: takes the value and returns the new one.
+            default: makes the value of an absent key, such as `list`.
+            ttl: replaces the expiry.
+
+        >>> d.mutate("numbers", lambda numbers: [*numbers, 1], default=list)
+        [1]
+        >>> with d.mutate("numbers") as box:
+        ...     box.value.append(2)
+        >>> d["numbers"]
+        [1, 2]
+
+        Raises:
+            KeyError: the key is absent, and there is no default.
+        """
+        renewal = self._renewal(ttl)
+        if change is None:
+            return self._held(key, default, renewal)
+        value: V = self._session.run(one.mutate(self._space, key, change, default, renewal))
+        return value
+
+    @contextmanager
+    def _held(self, key: K, default: Callable[[], V] | None, renewal: Expiry | None) -> Iterator[Box[V]]:
+        run, space = self._session.run, self._space
+        with self._session.transaction():
+            value, stored = run(one.hold(space, key, default))
+            box = Box(value)
+            yield box
+            run(one.write_back(space, key, stored, box.value, renewal))
+
+    def _renewal(self, ttl: Ttl) -> Expiry | None:
+        """Return the expiry that replaces the present one, None to keep it."""
+        return None if ttl is DEFAULT else expiry(self._space, ttl)
+
+    # Many at once ---------------------------------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Return the values of those keys that are there, in the order asked for. One statement for each 5,000 keys.
+
+        >>> d.update(a=1, b=2)
+        >>> d.get_many(["b", "nothing", "a"])
+        {'b': 2, 'a': 1}
+        """
+        return self._session.run(many.get_many(self._space, keys))
+
+    def set_many(
+        self, items: Mapping[K, V] | Iterable[tuple[K, V]], ttl: Ttl = DEFAULT, *, progress: bool = False
+    ) -> None:
+        """Store the pairs of a mapping or an iterable, all or nothing, whatever their number.
+
+        Up to some 16 MB are one statement; more are copied into a temporary table and merged in one transaction. The iterable
+        is read lazily, and never while a statement runs, so it may use this dictionary. Of equal keys the last value counts,
+        in the place of the first.
+
+        Args:
+            items: the pairs.
+            ttl: as for `set`.
+            progress: whether to show a progress bar; needs tqdm.
+
+        >>> d.set_many({"a": 1, "b": 2}, ttl=60)
+        """
+        pairs = _pairs(items)
+        self._store(_with_progress(pairs, items) if progress else pairs, ttl)
+
+    def _store(self, pairs: Iterable[tuple[Any, Any]], ttl: Ttl) -> None:
+        lifetime = expiry(self._space, ttl)
+        buffers = many.buffers(self._space, pairs)
+        first = next(buffers)
+        second = next(buffers, None)
+        if second is None:
+            self._session.run(many.set_buffer(first, lifetime))
+        else:
+            stage = f"pgdict_stage_{secrets.token_hex(8)}"
+            with self._session.transaction():
+                self._session.run(many.set_staged(stage, chain((first, second), buffers), lifetime))
+
+    def delete_many(self, keys: Iterable[K]) -> int:
+        """Remove those keys that are there, and return how many were. One statement, atomic, for each 5,000 keys.
+
+        >>> d["a"] = 1
+        >>> d.delete_many(["a", "nothing"])
+        1
+        """
+        return self._session.run(many.delete_many(self._space, keys))
+
+    # In key order ---------------------------------------------------------------------------------------------------
+
+    def scan(
+        self, prefix: str = "", *, limit: int | None = None, offset: int = 0, after: Any = ABSENT, reverse: bool = False
+    ) -> Iterator[tuple[K, V]]:
+        """Return an iterator over the pairs whose key begins with `prefix`, in the order of keys.
+
+        `%`, `_` and `\\` are ordinary characters. One statement for each 5,000 rows or some 8 MB.
+
+        Args:
+            prefix: how the keys begin; `""` for all, also those that are no strings.
+            limit: the most pairs.
+            offset: how many to leave out first; `after` is the fast way to a later page.
+            after: the key behind which to begin.
+            reverse: from the last key down.
+
+        >>> d.update({"user:1": "Ann", "user:2": "Bob", "visits": 3})
+        >>> list(d.scan("user:"))
+        [('user:1', 'Ann'), ('user:2', 'Bob')]
+        >>> list(d.scan("user:", after="user:1"))
+        [('user:2', 'Bob')]
+        """
+        return map(self._space.item, self._scanned(True, prefix, limit, offset, after, reverse))
+
+    def scan_keys(
+        self, prefix: str = "", *, limit: int | None = None, offset: int = 0, after: Any = ABSENT, reverse: bool = False
+    ) -> Iterator[K]:
+        """Return an iterator over the keys that begin with `prefix`, in their order; see `scan`."""
+        return map(self._space.key, self._scanned(False, prefix, limit, offset, after, reverse))
+
+    def _scanned(
+        self, values: bool, prefix: str, limit: int | None, offset: int, after: Any, reverse: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        for name, number in (("limit", limit), ("offset", offset)):
+            if number is not None and (not isinstance(number, int) or number < 0):
+                raise ValueError(f"{name} is a number of pairs, not {number!r}")
+        low, high = self._space.range(prefix)
+        if after is not ABSENT:
+            place = self._space.keys.encode(after)
+            low, high = (low, min(high, place)) if reverse else (max(low, place + b"\x01"), high)
+        return self._follow(ByKey((low, high), values=values, reverse=reverse, limit=limit, offset=offset))
+
+    def count(self, prefix: str = "") -> int:
+        """Return how many keys begin with `prefix`. One statement."""
+        return self._session.run(many.count(self._space.among(prefix)))
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Remove the keys that begin with `prefix`, and return how many there were. Atomic, one statement.
+
+        >>> d.update({"tmp:1": 1, "tmp:2": 2})
+        >>> d.delete_prefix("tmp:")
+        2
+        """
+        return self._session.run(many.clear(self._space.among(prefix)))
+
+    # Parts ----------------------------------------------------------------------------------------------------------
+
+    def namespace(
+        self, *names: str, codec: str | Codec | None = None, ttl: Ttl = DEFAULT
+    ) -> PgDict[Any, Any]:
+        """Return the dictionary of the keys that begin with `name:`, without that prefix.
+
+        It shares connections and transactions with this one, and every method sees and costs the namespace alone.
+
+        Args:
+            names: the name; several nest: `d.namespace("a", "b")` is `d.namespace("a").namespace("b")`.
+            codec: how its values are stored, when not as in this one.
+            ttl: its default time to live, when not that of this one.
+
+        >>> users = d.namespace("users")
+        >>> users["ann"] = 1
+        >>> d["users:ann"], list(users)
+        (1, ['ann'])
+
+        Raises:
+            InvalidKey: a name is empty or contains a colon.
+        """
+        if not names:
+            raise TypeError("namespace needs a name")
+        space = self._space
+        values = space.values if codec is None else Values(codec, space.values.max_size)
+        lifetime = space.ttl
+        if ttl is not DEFAULT:
+            lifetime = None if ttl is None or isinstance(ttl, Sentinel) else seconds(ttl)
+        return self._like(replace(space, keys=space.keys.within(*names), values=values, ttl=lifetime))
+
+    def _like(self, space: Space) -> PgDict[Any, Any]:
+        twin = object.__new__(type(self))
+        twin._session, twin._origin, twin._space = self._session, self._origin, space
+        return twin
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make the block one transaction: committed at its end, rolled back on an exception.
+
+        Everything that this thread does in the block through this dictionary and its namespaces is part of it. Blocks nest, as
+        savepoints.
+
+        >>> with d.transaction():
+        ...     d["a"] = 1
+        ...     d["b"] = 2
+
+        Raises:
+            QueryFailed: at the end, when a statement in the block had failed: all of it is rolled back.
+        """
+        return self._session.transaction()
+
+    # The rest -------------------------------------------------------------------------------------------------------
+
+    def entry(self, key: K) -> Entry:
+        """Return the value of `key` with its codec, size, and the moments it was created, updated and will expire.
+
+        Raises:
+            KeyError: the key is absent.
+        """
+        found = self._session.run(one.entry(self._space, key))
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    @property
+    def url(self) -> str:
+        """The connection string of the server, with the password: for psql, psycopg, pandas."""
+        return self._origin.place.url()
+
+    def drop(self) -> None:
+        """Drop the table, with all namespaces. Only from the root."""
+        if self._space.bounds is not None:
+            raise PgDictError("a namespace has no table of its own: clear it, or drop the table from the root")
+        with self._session.connection() as connection:
+            drop_table(connection, self._session.layout.table)
+
+    def close(self) -> None:
+        """Close the connections, for the namespaces too; the embedded server stops after its last user. Once is enough."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._shown()}, table={self._origin.options.table!r}, at={self._origin.place.name!r})"
+
+    def _shown(self) -> str:
+        """Return the first items, without reading the whole table."""
+        if self._session.closed:
+            return "<closed>"
+        pages = walk(self._space, values=True, size=Size(_SHOWN + 1, 64 * 1024))
+        try:
+            rows = self._session.run(pages.page())
+            shown = [": ".join(map(_short.repr, self._space.item(row))) for row in rows[:_SHOWN]]
+        except PgDictError as error:
+            return f"<{error}>"
+        return "{" + ", ".join(shown + ["..."] * (len(rows) > _SHOWN)) + "}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        origin = self._origin
+        if not origin.lasting:
+            raise TypeError(f"cannot pickle {type(self).__name__!r} on the application's own pool or connection")
+        return _reopened, (type(self), origin.location, origin.options, origin.network, self._space)
+
+
+@dataclass(slots=True)
+class Box(Generic[V]):
+    """What `mutate` lends: change `value`, or set it anew."""
+
+    value: V
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """How a dictionary was opened."""
+
+    location: Any
+    options: Options
+    network: Network
+    place: Place
+    lasting: bool
+
+
+_reopened_sessions: weakref.WeakValueDictionary[Any, Session] = weakref.WeakValueDictionary()
+_places: dict[Any, Place] = {}
+
+
+def _reopened(kind: type[PgDict[Any, Any]], location: Any, options: Options, network: Network, space: Space) -> Any:
+    """Return the dictionary that was pickled; those from the same origin share one session in a process."""
+    origin = (str(location), options, network)
+    with _reopening:
+        session = _reopened_sessions.get(origin)
+        if session is None or session.closed:
+            session, _, place = opening.open_location(location, options, network)
+            _reopened_sessions[origin], _places[origin] = session, place
+    twin = object.__new__(kind)
+    twin._session, twin._space = session, space
+    twin._origin = _Origin(location, options, network, _places[origin], True)
+    return twin
+
+
+_reopening = threading.Lock()
+
+
+def _pairs(items: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(items, Mapping):
+        return items.items()
+    if hasattr(items, "keys"):
+        return ((key, items[key]) for key in items.keys())  # noqa: SIM118 - all that is known is that it has keys()
+    return items  # type: ignore[no-any-return]
+
+
+def _with_progress(pairs: Iterable[tuple[Any, Any]], items: Any) -> Iterable[tuple[Any, Any]]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ConfigError("progress=True needs tqdm: pip install '.[progress]'") from None
+    bar: Iterable[tuple[Any, Any]] = tqdm(pairs, total=operator.length_hint(items) or None, unit=" items")
+    return bar

@@ -1,0 +1,126 @@
+"""Operations on many keys at once, in batches of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from pgdict import statements as sql
+from pgdict import wire
+from pgdict.keys import UnsupportedKey
+from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space
+
+BATCH = 5_000
+"""Keys asked for, or deleted, by one statement."""
+BUFFER = 16 * 1024 * 1024
+"""Bytes of keys and values that are collected before they are sent."""
+_ROW_OVERHEAD = 200  # Python's own bytes for a key and a value, so that many tiny rows stay within the buffer, too
+
+Buffer = dict[bytes, tuple[bytes, bytes]]
+
+
+def count(bounds: Bounds | None) -> Operation[int]:
+    """Return how many live keys there are."""
+    ((number,),) = yield sql.COUNT.over(bounds is not None), bounds or ()
+    return wire.from_int8(number)
+
+
+def any_at_all(space: Space) -> Operation[bool]:
+    """Tell whether there is any live key."""
+    ((exists,),) = yield sql.ANY.over(space.bounds is not None), space.bounds or ()
+    return bool(exists == wire.TRUE)
+
+
+def clear(bounds: Bounds | None) -> Operation[int]:
+    """Delete all keys of a range, or of the table, and return how many were live."""
+    ((number,),) = yield sql.CLEAR.over(bounds is not None), bounds or ()
+    return wire.from_int8(number)
+
+
+def sweep(space: Space, limit: int | None) -> Operation[int]:
+    """Delete expired rows, at most `limit`, leaving those that somebody is writing, and return how many."""
+    params = (None if limit is None else wire.int8(limit), *(space.bounds or ()))
+    ((number,),) = yield sql.SWEEP.over(space.bounds is not None), params
+    return wire.from_int8(number)
+
+
+def _batches(space: Space, keys: Iterable[object]) -> Iterator[dict[bytes, object]]:
+    """Yield stored key → key in batches, leaving out what no dictionary can hold."""
+    rest = iter(keys)
+    while some := list(islice(rest, BATCH)):
+        batch: dict[bytes, object] = {}
+        for key in some:
+            try:
+                batch.setdefault(space.keys.encode(key), key)
+            except UnsupportedKey:
+                continue
+        yield batch
+
+
+def get_many(space: Space, keys: Iterable[object]) -> Operation[dict[Any, Any]]:
+    """Return the values of those keys that are there, in the order asked for."""
+    found: dict[Any, Any] = {}
+    decode = space.values.decode
+    for batch in _batches(space, keys):
+        rows: Rows = (yield sql.GET_MANY, (wire.text_array(batch),)) if batch else ()
+        values = {stored: (value, codec) for stored, value, codec in rows}
+        for stored, key in batch.items():
+            if stored in values:
+                found[key] = decode(key, *values[stored])
+    return found
+
+
+def delete_many(space: Space, keys: Iterable[object]) -> Operation[int]:
+    """Delete those keys that are there, and return how many were."""
+    deleted = 0
+    for batch in _batches(space, keys):
+        if batch:
+            ((number,),) = yield sql.DELETE_MANY, (wire.text_array(batch),)
+            deleted += wire.from_int8(number)
+    return deleted
+
+
+def buffers(space: Space, pairs: Iterable[tuple[object, object]]) -> Iterator[Buffer]:
+    """Yield the pairs encoded, duplicates resolved as a dict would, in buffers of bounded size; at least one."""
+    encode_key, encode_value = space.keys.encode, space.values.encode
+    buffer: Buffer = {}
+    size = 0
+    for key, value in pairs:
+        stored = encode_key(key)
+        encoded = encode_value(value)
+        buffer[stored] = encoded
+        size += len(stored) + len(encoded[0]) + _ROW_OVERHEAD
+        if size > BUFFER:
+            yield buffer
+            buffer, size = {}, 0
+    yield buffer
+
+
+def set_buffer(buffer: Buffer, expiry: Expiry) -> Operation[None]:
+    """Store what one buffer holds, in one statement."""
+    if buffer:
+        values, codecs = zip(*buffer.values(), strict=True)
+        params = (wire.text_array(buffer), wire.bytea_array(values), wire.text_array(codecs), *expiry)
+        yield sql.SET_MANY, params
+
+
+def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operation[None]:
+    """Store any number of buffers through the temporary table `stage`, inside a transaction."""
+    create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
+    yield create, ()
+    place = 0
+    for buffer in staged:
+        if buffer:
+            yield copy, (_copy_block(buffer, place),)
+            place += len(buffer)
+    yield merge, expiry
+    yield drop, ()
+
+
+def _copy_block(buffer: Buffer, place: int) -> bytes:
+    rows = (
+        wire.copy_row(key, value, codec, wire.int8(number))
+        for number, (key, (value, codec)) in enumerate(buffer.items(), start=place)
+    )
+    return b"".join((wire.COPY_HEADER, *rows, wire.COPY_TRAILER))

@@ -1,0 +1,146 @@
+"""One connection as operations use it: prepared statements with binary parameters and results, through `psycopg.pq`.
+
+A psycopg cursor costs two to three times what PostgreSQL needs for a single read; the functions of libpq below it do not.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors as driver_errors
+from psycopg import generators, pq
+
+from pgdict.session.failures import Unsent
+
+if TYPE_CHECKING:
+    from pgdict.operations import Rows
+    from pgdict.statements import Rendered
+
+_TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
+_COPY_IN = pq.ExecStatus.COPY_IN
+_ACTIVE, _IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
+_BINARY = [[pq.Format.BINARY] * n for n in range(32)]
+_NOT_PREPARED, _ALREADY_PREPARED, _PLAN_OUTDATED = "26000", "42P05", "0A000"
+
+SPINS = 150 if len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "ab") > 1 else 0
+"""How often a lone client looks for the answer before it sleeps: some 60 microseconds.
+
+Waking a sleeping process costs 20 to 30 microseconds on a virtual machine, as much as the server takes for a read
+(measured: 55 µs asleep, 22 µs awake). A client that looks in vain sleeps more and more often at once.
+"""
+
+
+class Lane:
+    """A connection, what is prepared on it, and whether looking for answers has paid off."""
+
+    __slots__ = ("__weakref__", "_penalty", "_pooled", "_prepared", "_rest", "connection", "fresh", "pgconn", "pid")
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        self.pgconn = connection.pgconn
+        self.pid = os.getpid()
+        self.fresh = True
+        self._prepared: set[bytes] = set()
+        self._pooled = False  # behind a pooler that loses prepared statements
+        self._penalty = self._rest = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is open and outside any transaction."""
+        return self.pgconn.transaction_status == _IDLE
+
+    def execute(
+        self, statement: Rendered, params: tuple[bytes | None, ...], *, alone: bool = False, inside: bool = False
+    ) -> Rows:
+        """Execute one statement and return its rows; `inside` a transaction nothing is prepared, as that could fail."""
+        pgconn = self.pgconn
+        try:
+            if not statement.reads:
+                self._check()
+            if inside or statement.replanned or self._pooled:
+                pgconn.send_query_params(statement.sql, params, None, _BINARY[len(params)], pq.Format.BINARY)
+            else:
+                if statement.name not in self._prepared:
+                    self._prepare(statement)
+                pgconn.send_query_prepared(statement.name, params, _BINARY[len(params)], pq.Format.BINARY)
+            result = self._result(alone)
+        except BaseException:
+            self._stop()
+            raise
+        status = result.status
+        if status == _TUPLES:
+            value, columns = result.get_value, range(result.nfields)
+            return [tuple([value(row, column) for column in columns]) for row in range(result.ntuples)]
+        if status == _COMMAND:
+            return ()
+        return self._failed(result, statement, params, inside)
+
+    def _check(self) -> None:
+        """Find a connection that has died before anything is sent on it."""
+        try:
+            self.pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            raise Unsent(str(error)) from error
+
+    def _result(self, alone: bool) -> pq.abc.PGresult:
+        """Return the last result; the answer is complete only when there are no more."""
+        pgconn = self.pgconn
+        result: pq.abc.PGresult | None = None
+        if alone and not self._rest and not pgconn.flush():
+            for _ in range(SPINS):
+                pgconn.consume_input()
+                if not pgconn.is_busy():
+                    self._penalty = 0
+                    result = pgconn.get_result()
+                    if result and not pgconn.is_busy() and pgconn.get_result() is None:
+                        return result
+                    break
+            else:
+                self._rest = self._penalty = min(2 * self._penalty + 1, 255)
+        elif self._rest:
+            self._rest -= 1
+        for result in self.connection.wait(generators.execute(pgconn)):
+            pass
+        if result is None:
+            raise psycopg.OperationalError("the server sent no result")
+        return result
+
+    def _prepare(self, statement: Rendered) -> None:
+        self.pgconn.send_prepare(statement.name, statement.sql)
+        result = self._result(alone=False)
+        if result.status != _COMMAND:
+            error = driver_errors.error_from_result(result)
+            if error.sqlstate != _ALREADY_PREPARED:  # by another dictionary: the name is a digest of the text
+                raise error
+        self._prepared.add(statement.name)
+
+    def _failed(
+        self, result: pq.abc.PGresult, statement: Rendered, params: tuple[bytes | None, ...], inside: bool
+    ) -> Rows:
+        error = driver_errors.error_from_result(result)
+        unknown = error.sqlstate == _NOT_PREPARED
+        if inside or not (unknown or (error.sqlstate == _PLAN_OUTDATED and statement.name in self._prepared)):
+            raise error
+        self._pooled = unknown and not self._prepared  # lost again, right after it was prepared anew
+        self._prepared.clear()
+        return self.execute(statement, params)
+
+    def copy(self, statement: Rendered, block: bytes) -> None:
+        """Send one block to a COPY."""
+        with self.connection.cursor() as cursor, cursor.copy(statement.sql) as copy:
+            copy.write(block)
+
+    def _stop(self) -> None:
+        """Leave no statement running after an error or Ctrl-C; a connection that cannot be stopped is closed."""
+        if self.pgconn.transaction_status != _ACTIVE:
+            return
+        try:
+            self.connection.cancel_safe(timeout=2)
+            self.connection.wait(generators.execute(self.pgconn), timeout=2)
+        except psycopg.Error:
+            pass
+        finally:
+            if self.pgconn.transaction_status == _ACTIVE:
+                self.pgconn.finish()

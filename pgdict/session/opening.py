@@ -1,0 +1,129 @@
+"""Open a session: connect at once, so that a wrong address is a clear error, and find or create the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import ConnectionPool
+
+from pgdict import server
+from pgdict.errors import ConfigError
+from pgdict.session.failures import translating
+from pgdict.session.session import Session
+from pgdict.session.sources import Borrowed, Connection, Joined, Leases, Pool, reason_of
+from pgdict.session.tables import Durability, Options, Table, open_table
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How connections are made."""
+
+    application_name: str = "pgdict"
+    min_size: int = 1
+    max_size: int = 8
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_size <= self.max_size or self.max_size < 1:
+            raise ConfigError(f"a pool has 0 <= min_size <= max_size, not {self.min_size!r} and {self.max_size!r}")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout is a positive number of seconds, not {self.timeout!r}")
+
+    def settings(self, conninfo: str) -> dict[str, Any]:
+        """Return the connection parameters that `conninfo` leaves open. A network that has gone silent is noticed."""
+        patience = max(1, round(self.timeout))
+        defaults = {
+            "application_name": self.application_name,
+            "connect_timeout": min(10, patience),
+            "keepalives_idle": patience,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 1000 * patience,
+        }
+        given = conninfo_to_dict(conninfo)
+        return {name: value for name, value in defaults.items() if name not in given} | {"client_encoding": "UTF8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the data of a session is."""
+
+    name: str
+    """For messages: no password."""
+    url: Callable[[], str]
+    """The connection string."""
+
+
+def open_location(location: Any, options: Options, network: Network) -> tuple[Session, Table, Place]:
+    """Open a session with a pool of its own."""
+    where = server.locate(location)
+    if isinstance(where, Path):
+        embedded = server.join(where)
+        session, table, _ = _open_pool(lambda: _alive(embedded), embedded.close, options, network, "async")
+        return session, table, Place(str(where), lambda: embedded.conninfo)
+    return _open_pool(lambda: where, lambda: None, options, network, "unlogged")
+
+
+def _alive(embedded: server.Embedded) -> str:
+    embedded.ensure()
+    return embedded.conninfo
+
+
+def _open_pool(
+    conninfo: Callable[[], str],
+    leave: Callable[[], None],
+    options: Options,
+    network: Network,
+    default: Durability,
+) -> tuple[Session, Table, Place]:
+    try:
+        settings = network.settings(conninfo())
+
+        def connect() -> Connection:
+            return psycopg.connect(conninfo(), autocommit=True, prepare_threshold=None, **settings)
+
+        with translating(), connect() as connection:
+            table = open_table(connection, options, default=default)
+            url = server.as_url(connection.info)
+        leases = Leases(partial(_pool, conninfo, settings, network), network.timeout, lambda: reason_of(connect))
+    except BaseException:
+        leave()
+        raise
+    session = Session(leases, table.layout, timeout=network.timeout, on_close=leave)
+    return session, table, Place(server.mask(url), lambda: url)
+
+
+def _pool(conninfo: Callable[[], str], settings: dict[str, Any], network: Network) -> Pool:
+    return ConnectionPool(
+        conninfo,
+        kwargs=settings | {"autocommit": True, "prepare_threshold": None},
+        min_size=network.min_size,
+        max_size=network.max_size,
+        timeout=network.timeout,
+        name="pgdict",
+        open=True,
+    )
+
+
+def open_pool(pool: Pool, options: Options, network: Network) -> tuple[Session, Table, Place]:
+    """Open a session on the application's pool."""
+    with translating(), pool.connection() as connection:
+        table = open_table(connection, options, default="unlogged")
+        url = server.as_url(connection.info)
+    session = Session(Borrowed(pool, network.timeout), table.layout, timeout=network.timeout, on_close=lambda: None)
+    return session, table, Place(server.mask(url), lambda: url)
+
+
+def open_connection(connection: Connection, options: Options, network: Network) -> tuple[Session, Table, Place]:
+    """Open a session that is part of the application's own connection and transaction."""
+    url = server.as_url(connection.info)
+    with translating(), connection.transaction():
+        table = open_table(connection, options, default="unlogged", joined=True)
+    session = Session(Joined(connection), table.layout, timeout=network.timeout, on_close=lambda: None)
+    return session, table, Place(server.mask(url), lambda: url)

@@ -1,0 +1,213 @@
+"""The synchronous carrier: drives operations over connections from a source."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+import psycopg
+from psycopg import pq
+
+from pgdict.errors import PgDictError, QueryFailed
+from pgdict.operations import Operation, Rows
+from pgdict.session.failures import REFUSED, Unsent, translated, translating
+from pgdict.session.lane import Lane
+from pgdict.session.sources import Connection, Source
+from pgdict.statements import Book, Layout, Rendered, Statement
+
+T = TypeVar("T")
+
+_DEADLOCK = {"40001", "40P01"}
+_FORBIDDEN = {"42501", "25006"}
+
+
+class _Ambient(threading.local):
+    """The transaction of this thread."""
+
+    lane: Lane | None = None
+
+
+class Session:
+    """What a dictionary and its namespaces share: connections, rendered statements, the threads' transactions."""
+
+    def __init__(self, source: Source, layout: Layout, *, timeout: float, on_close: Callable[[], None]) -> None:
+        self.layout = layout
+        self.source = source
+        self.timeout = timeout
+        self._book = Book(layout)
+        self._ambient = _Ambient()
+        self._chores = True
+        self._close = weakref.finalize(self, _finish, source, on_close)
+        _sessions.add(self)
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry an operation to its end and return its result."""
+        try:
+            statement, params = next(operation)
+            while True:
+                try:
+                    rows = self._execute(statement, params)
+                except PgDictError as error:
+                    statement, params = operation.throw(error)
+                else:
+                    statement, params = operation.send(rows)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _execute(self, statement: Statement, params: tuple[bytes | None, ...]) -> Rows:
+        rendered = self._book[statement]
+        lane = self._ambient.lane
+        source = self.source
+        if lane is not None:
+            return self._execute_inside(lane, rendered, params)
+        if rendered.chore:
+            return self._execute_chore(rendered, params)
+        lane = source.take()
+        try:
+            if source.inside:
+                return self._execute_inside(lane, rendered, params)
+            return lane.execute(rendered, params, alone=source.alone())
+        except psycopg.Error as error:
+            failure = error
+        finally:
+            source.give(lane)
+        return self._again(rendered, params, failure)
+
+    def _execute_inside(self, lane: Lane, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
+        if rendered.chore:
+            return ()
+        with translating():
+            if rendered.copies and params[0] is not None:
+                lane.copy(rendered, params[0])
+                return ()
+            with lane.connection.lock:
+                return lane.execute(rendered, params, inside=True)
+
+    def _execute_chore(self, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
+        """Execute what may be left undone; where rights or a standby forbid it, leave it for good."""
+        if self._chores and not self.source.inside:
+            lane = self.source.take()
+            try:
+                return lane.execute(rendered, params)
+            except psycopg.Error as error:
+                self._chores = error.sqlstate not in _FORBIDDEN
+            finally:
+                self.source.give(lane)
+        return ()
+
+    def _again(self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error) -> Rows:
+        """Repeat a statement that surely changed nothing, until the time is up."""
+        deadline = time.monotonic() + self.timeout
+        pause = 0.001
+        while True:
+            failure = translated(error, wrote=not rendered.reads)
+            lost = isinstance(failure, ConnectionError)
+            harmless = rendered.reads or error.sqlstate in REFUSED or isinstance(error, Unsent)
+            if lost:
+                self.source.lost()
+            if not (harmless if lost else error.sqlstate in _DEADLOCK) or time.monotonic() > deadline:
+                raise failure from error
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+            lane = self.source.take()
+            try:
+                return lane.execute(rendered, params)
+            except psycopg.Error as again:
+                error = again
+            finally:
+                self.source.give(lane)
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread's statements belong to a transaction."""
+        return self._ambient.lane is not None or self.source.inside
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the statements of this thread one transaction, or one savepoint inside of it."""
+        outer = self._ambient.lane
+        lane = outer or self.source.take()
+        try:
+            with translating():
+                block = lane.connection.transaction()
+                block.__enter__()
+            self._ambient.lane = lane
+            try:
+                yield
+            except BaseException as error:
+                if lane.pid != os.getpid():  # a forked child leaves its parent's transaction alone
+                    raise
+                with translating():
+                    ended = block.__exit__(type(error), error, error.__traceback__)
+                if not ended:
+                    raise
+            else:
+                if lane.pid == os.getpid():
+                    _commit(lane, block)
+        finally:
+            if outer is None:
+                self._ambient.lane = None
+                if lane.pid == os.getpid():
+                    self.source.give(lane)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend this thread's connection, or a free one, for statements that are no operations."""
+        lane = self._ambient.lane
+        if lane is not None:
+            with translating():
+                yield lane.connection
+            return
+        lane = self.source.take()
+        try:
+            with translating():
+                yield lane.connection
+        finally:
+            self.source.give(lane)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return not self._close.alive
+
+    def close(self) -> None:
+        """Give everything back; once is enough."""
+        self._close()
+
+    def forked(self) -> None:
+        """Begin anew in a child process."""
+        self._ambient = _Ambient()
+        self.source.forked()
+
+
+def _commit(lane: Lane, block: AbstractContextManager[object]) -> None:
+    if lane.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+        failed = QueryFailed("the transaction is rolled back: a statement inside it has failed", "25P02")
+        with translating():
+            block.__exit__(QueryFailed, failed, None)
+        raise failed
+    with translating():
+        block.__exit__(None, None, None)
+
+
+def _finish(source: Source, on_close: Callable[[], None]) -> None:
+    source.close()
+    on_close()
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for session in list(_sessions):
+        session.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

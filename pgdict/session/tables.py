@@ -1,0 +1,177 @@
+"""Find or create a dictionary's table, and check that it is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import Query
+
+from pgdict import statements
+from pgdict.errors import ConfigError
+from pgdict.statements import Layout, Order
+
+Connection = psycopg.Connection[Any]
+Durability = Literal["unlogged", "async", "sync"]
+
+_LONGEST_NAME = 63 - len("_expires_idx")
+_COLUMNS = {
+    "key": "text",
+    "value": "bytea",
+    "codec": "text",
+    "expires_at": "timestamp with time zone",
+    "created_at": "timestamp with time zone",
+    "updated_at": "timestamp with time zone",
+}
+_COMMIT: dict[Durability, Literal["on", "off"] | None] = {"unlogged": None, "async": "off", "sync": "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; None is for the table, or the default, to decide."""
+
+    table: str = "kv_store"
+    schema: str | None = None
+    order: Order | None = None
+    durability: Durability | None = None
+    expires: bool = True
+    create: bool = True
+
+    def __post_init__(self) -> None:
+        for what, name in (("table", self.table), ("schema", self.schema)):
+            if name is None and what == "schema":
+                continue
+            if not isinstance(name, str):
+                raise TypeError(f"{what} is a str, not {type(name).__name__}: {name!r}")
+            length = len(name.encode(errors="replace"))
+            longest = _LONGEST_NAME if what == "table" else 63
+            if not name or "\0" in name or length > longest or not _encodable(name):
+                raise ConfigError(f"{what} {name!r} is no name of 1 to {longest} bytes")
+        _choice("order", self.order, ("insertion", "key", None))
+        _choice("durability", self.durability, (*_COMMIT, None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Schema, if one is given, and table."""
+        return (self.table,) if self.schema is None else (self.schema, self.table)
+
+
+def _choice(option: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        named = ", ".join(repr(choice) for choice in choices if choice is not None)
+        raise ConfigError(f"{option} is one of {named}, not {value!r}")
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that exists and fits."""
+
+    layout: Layout
+    durability: Durability
+
+
+def open_table(connection: Connection, options: Options, *, default: Durability, joined: bool = False) -> Table:
+    """Return the table that `options` name, after creating it when it is missing and may be created."""
+    found = _find(connection, options)
+    if found is None:
+        if not options.create:
+            raise ConfigError(f"table {'.'.join(options.names)!r} does not exist, and create is False")
+        _create(connection, options, default)
+        found = _find(connection, options)
+        if found is None:
+            raise ConfigError(f"table {'.'.join(options.names)!r} was created, but is not found: check the search_path")
+    schema, name, persistence, kind, sequence, version = found
+    if kind not in ("r", "p"):
+        raise ConfigError(f"{schema}.{name} is no table")
+    order = _check_columns(connection, options, f"{schema}.{name}")
+    _agree("order", options.order, order, f"{schema}.{name}")
+    durability = _durability(options, persistence == "u", default, f"{schema}.{name}")
+    layout = Layout(
+        table=f"{_quoted(schema)}.{_quoted(name)}",
+        order=order,
+        sequence=sequence or "",
+        expires=options.expires,
+        commit=None if joined else _COMMIT[durability],
+        version=version,
+    )
+    return Table(layout, durability)
+
+
+def _agree(option: str, asked: str | None, is_: str, table: str) -> None:
+    if asked is not None and asked != is_:
+        raise ConfigError(f"{option}={asked!r} contradicts table {table}, which has {option}={is_!r}")
+
+
+def _durability(options: Options, unlogged: bool, default: Durability, table: str) -> Durability:
+    asked = options.durability
+    if unlogged:
+        _agree("durability", asked, "unlogged", table)
+        return "unlogged"
+    if asked == "unlogged":
+        raise ConfigError(f"durability='unlogged' contradicts table {table}, which is logged")
+    return asked or (default if default != "unlogged" else "sync")
+
+
+def _find(connection: Connection, options: Options) -> tuple[Any, ...] | None:
+    return _row(connection, statements.FIND_TABLE, _quoted(*options.names))
+
+
+def _row(connection: Connection, query: str, *params: object) -> tuple[Any, ...] | None:
+    row = connection.execute(sql.SQL(query), params).fetchone()
+    return None if row is None else tuple(row)
+
+
+def _check_columns(connection: Connection, options: Options, table: str) -> Order:
+    rows = connection.execute(statements.DESCRIBE_COLUMNS, (_quoted(*options.names),)).fetchall()
+    columns = {name: (kind, collation) for name, kind, collation in rows}
+    wrong = [f"{name} {kind}" for name, kind in _COLUMNS.items() if columns.get(name, ("",))[0] != kind]
+    if wrong:
+        raise ConfigError(f"table {table} is no dictionary: it lacks {', '.join(wrong)}")
+    collation = columns["key"][1]
+    if collation not in ("C", "POSIX", "ucs_basic"):
+        raise ConfigError(f"table {table} has collation {collation!r} on its key, where ranges need \"C\"")
+    return "insertion" if columns.get("seq", ("",))[0] == "bigint" else "key"
+
+
+def _create(connection: Connection, options: Options, default: Durability) -> None:
+    durability = options.durability or default
+    schema = None if options.schema is None else _quoted(options.schema)
+    insertion = (options.order or "insertion") == "insertion"
+    table = _quoted(*options.names)
+    with connection.transaction():
+        connection.execute(statements.CREATION_LOCK, (table,))
+        if _find(connection, options) is not None:
+            return
+        if schema is not None and _row(connection, statements.SCHEMA_EXISTS, schema) == (False,):
+            connection.execute(_sql(statements.CREATE_SCHEMA, schema=schema))
+        persistence = "UNLOGGED" if durability == "unlogged" else ""
+        seq = statements.SEQ_COLUMN if insertion else ""
+        connection.execute(_sql(statements.CREATE_TABLE, table=table, persistence=persistence, seq=seq))
+        name = _quoted(f"{options.table}_expires_idx")
+        connection.execute(_sql(statements.CREATE_EXPIRES_INDEX, name=name, table=table))
+        if insertion:
+            name = _quoted(f"{options.table}_seq_idx")
+            connection.execute(_sql(statements.CREATE_SEQ_INDEX, name=name, table=table))
+
+
+def drop_table(connection: Connection, table: str) -> None:
+    """Drop the table, named as in a `Layout`, if it is still there."""
+    connection.execute(_sql(statements.DROP_TABLE, table=table))
+
+
+def _sql(template: str, **words: str) -> Query:
+    return template.format(**words).encode()
+
+
+def _quoted(*names: str) -> str:
+    return sql.Identifier(*names).as_string()

@@ -1,0 +1,655 @@
+"""Every SQL statement, as a constant, and how it is rendered for one table.
+
+Rules that all of them keep, each learnt the hard way by somebody:
+
+* An expired row is absent: `{live}` is the one visibility predicate, on the server's clock.
+* Rows are found by key or by a range of keys, and `key` never changes.
+* The part behind `ON CONFLICT DO UPDATE` calls no function of time: it compares columns with `excluded`.
+* Statements that lock several rows lock them in the order of their keys, or skip the locked ones.
+
+In the templates `{range:n}` is the range of keys `$n` to below `$n+1` (or the whole table), `{expiry:n}` the moment given by
+an interval `$n` or a timestamptz `$n+1`, `{durable}` makes the durability of one statement without any session state, and
+`{by}`, `{after}`, `{asc}` turn round for the reverse direction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Order = Literal["insertion", "key"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Statement:
+    """One statement; a constant of this module, rendered once per table."""
+
+    template: str
+    reads: bool = False
+    """Changes nothing, so it may be repeated when a connection is lost."""
+    replanned: bool = False
+    """Planned with its real parameters each time: a generic plan would be slow on some sizes of table."""
+    chore: bool = False
+    """Housekeeping: left out in transactions, and its failure is nobody's."""
+    staged: bool = False
+    """Works on a temporary table, whose name differs each time."""
+    copies: bool = False
+    """A COPY: its one parameter is the data."""
+    modern: str | None = None
+    """The template for PostgreSQL 18 and later, where it can be shorter there."""
+
+
+class Family:
+    """A statement over the whole table or a range of keys, forwards or backwards."""
+
+    def __init__(self, template: str, *, reads: bool = False, replanned: bool = False) -> None:
+        self._members = {
+            (ranged, reverse): Statement(_turn(_range(template, ranged), reverse), reads, replanned)
+            for ranged in (False, True)
+            for reverse in (False, True)
+        }
+
+    def over(self, ranged: bool, reverse: bool = False) -> Statement:
+        """Return the member for a range or the whole, in that direction."""
+        return self._members[ranged, reverse]
+
+
+def _range(template: str, ranged: bool) -> str:
+    def bounds(match: re.Match[str]) -> str:
+        low = int(match[1])
+        return f"(t.key >= ${low}::text AND t.key < ${low + 1}::text)" if ranged else "TRUE"
+
+    return re.sub(r"\{range:(\d+)\}", bounds, template)
+
+
+def _turn(template: str, reverse: bool) -> str:
+    words = (("{after}", "<"), ("{asc}", "DESC"), ("{by}", "{by_desc}"), ("{to}", ">="), ("{end}", "min"))
+    straight = (("{after}", ">"), ("{asc}", "ASC"), ("{by}", "{by_asc}"), ("{to}", "<="), ("{end}", "max"))
+    for placeholder, word in words if reverse else straight:
+        template = template.replace(placeholder, word)
+    return template
+
+
+# One key -------------------------------------------------------------------------------------------------------------
+
+GET = Statement("SELECT t.value, {codec}, {live} FROM {table} AS t WHERE t.key = $1::text", reads=True)
+
+HAS = Statement("SELECT {live} FROM {table} AS t WHERE t.key = $1::text", reads=True)
+
+ENTRY = Statement(
+    """
+    SELECT t.value, {codec}, {live}, t.created_at, t.updated_at, t.expires_at
+    FROM {table} AS t
+    WHERE t.key = $1::text
+    """,
+    reads=True,
+)
+
+TTL = Statement("SELECT {live}, t.expires_at, {clock} FROM {table} AS t WHERE t.key = $1::text", reads=True)
+
+_NEW_ROW = """
+    INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at)
+    SELECT $1::text, {value}, {codec_value} {expiry:4}, {clock}, {clock}
+"""
+
+_REPLACE = """
+    ON CONFLICT (key) DO UPDATE
+    SET value = excluded.value, {codec_replaced} expires_at = excluded.expires_at, updated_at = excluded.updated_at,
+        created_at = CASE WHEN {dead} THEN excluded.created_at ELSE t.created_at END {seq_replaced}
+"""
+
+_REBIRTH = """
+    ON CONFLICT (key) DO UPDATE
+    SET value = excluded.value, {codec_replaced} expires_at = excluded.expires_at, updated_at = excluded.updated_at,
+        created_at = excluded.created_at {seq_reborn}
+    WHERE {dead}
+"""
+
+SET = Statement(_NEW_ROW + "WHERE {durable}" + _REPLACE)
+
+SET_NX = Statement(_NEW_ROW + "WHERE {durable}" + _REBIRTH + "RETURNING TRUE")
+
+SETDEFAULT = Statement(
+    """
+    WITH present AS MATERIALIZED (
+        SELECT t.value, {codec} AS codec FROM {table} AS t WHERE t.key = $1::text AND {live}
+    ), born AS (
+    """
+    + _NEW_ROW
+    + "WHERE {durable} AND NOT EXISTS (SELECT FROM present)"
+    + _REBIRTH
+    + """
+        RETURNING TRUE
+    )
+    SELECT FALSE, value, codec FROM present
+    UNION ALL
+    SELECT TRUE, NULL, NULL FROM born
+    """
+)
+
+DELETE = Statement("DELETE FROM {table} AS t WHERE t.key = $1::text AND {durable} RETURNING {live}")
+
+# A live row whose codec is not among $2 stays, and is shown as not taken. So does one that changed under the statement.
+TAKE = Statement(
+    """
+    WITH gone AS (
+        DELETE FROM {table} AS t
+        WHERE t.key = $1::text AND ({codec} = ANY ($2::text[]) OR NOT {live}) AND {durable}
+        RETURNING t.value, {codec} AS codec, {live} AS live
+    )
+    SELECT TRUE, live, value, codec FROM gone
+    UNION ALL
+    SELECT FALSE, TRUE, t.value, {codec} FROM {table} AS t
+    WHERE t.key = $1::text AND {live} AND NOT EXISTS (SELECT FROM gone)
+    """
+)
+
+# Before PostgreSQL 18 only a locked read knows the value that an update replaces; absent rows are then for SET_NX.
+EXCHANGE = Statement(
+    """
+    UPDATE {table} AS t
+    SET value = {value}, {codec_set} expires_at = {expiry:4}, updated_at = {clock}
+    FROM (
+        SELECT t.key, t.value, {codec} AS codec FROM {table} AS t
+        WHERE t.key = $1::text AND {live} AND {codec} = ANY ($6::text[])
+        FOR UPDATE
+    ) AS old
+    WHERE t.key = old.key AND {durable}
+    RETURNING TRUE, old.value, old.codec
+    """,
+    modern=_NEW_ROW
+    + "WHERE {durable}"
+    + _REPLACE
+    + """
+    WHERE {codec} = ANY ($6::text[]) OR {dead}
+    RETURNING old.key IS NOT NULL AND {live_old}, old.value, {codec_old}
+    """,
+)
+
+SWAP = Statement(
+    """
+    UPDATE {table} AS t
+    SET value = {value}, {codec_set} updated_at = {clock},
+        expires_at = CASE WHEN $6::bool THEN {expiry:4} ELSE t.expires_at END
+    WHERE t.key = $1::text AND t.value = $7::bytea AND {codec} = $8::text AND {live} AND {durable}
+    RETURNING TRUE
+    """
+)
+
+LOCK_ROW = Statement("SELECT t.value, {codec}, {live} FROM {table} AS t WHERE t.key = $1::text FOR UPDATE")
+
+EXPIRE = Statement(
+    """
+    UPDATE {table} AS t SET expires_at = {expiry:2} WHERE t.key = $1::text AND {live} AND {durable} RETURNING TRUE
+    """
+)
+
+PERSIST = Statement(
+    """
+    UPDATE {table} AS t SET expires_at = NULL
+    WHERE t.key = $1::text AND t.expires_at IS NOT NULL AND {live} AND {durable}
+    RETURNING TRUE
+    """
+)
+
+# The sum of two numbers of 18 digits fits a bigint, which is 10 to 15 microseconds cheaper than numeric. The CASE keeps
+# the casts away from whatever is no number.
+_INCREMENT = """
+    WITH updated AS (
+        UPDATE {table} AS t SET value = decode(%(sum)s, 'escape'), updated_at = {clock}
+        WHERE t.key = $1::text AND {counts} AND octet_length(t.value) < 1000 AND {live} AND {durable}
+            AND CASE WHEN octet_length(t.value) < 1000 THEN encode(t.value, 'escape') ~ '^-?[0-9]+$' END
+        RETURNING t.value
+    ), born AS (
+        INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at)
+        SELECT $1::text, decode($2::%(type)s::text, 'escape'), {codec_int} {expiry:3}, {clock}, {clock}
+        WHERE NOT EXISTS (SELECT FROM updated) AND {durable}
+""" + _REBIRTH + """
+        RETURNING t.value
+    )
+    SELECT value FROM updated UNION ALL SELECT value FROM born
+"""
+
+_NUMBER = "encode(t.value, 'escape')"
+
+INCREMENT = Statement(
+    _INCREMENT
+    % {
+        "type": "bigint",
+        "sum": f"CASE WHEN octet_length(t.value) < 19 THEN ({_NUMBER}::bigint + $2::bigint)::text "
+        f"ELSE ({_NUMBER}::numeric + $2::bigint)::text END",
+    }
+)
+
+INCREMENT_LARGE = Statement(_INCREMENT % {"type": "numeric", "sum": f"({_NUMBER}::numeric + $2::numeric)::text"})
+
+MOVE_LAST = Statement(
+    """
+    UPDATE {table} AS t SET seq = nextval({sequence}) WHERE t.key = $1::text AND {live} AND {durable} RETURNING TRUE
+    """
+)
+
+MOVE_FIRST = Statement(
+    """
+    UPDATE {table} AS t SET seq = (SELECT min(s.seq) FROM {table} AS s) - 1
+    WHERE t.key = $1::text AND {live} AND {durable}
+    RETURNING TRUE
+    """
+)
+
+PAUSE = Statement("SELECT pg_sleep($1::float8)", reads=True)
+
+# Expired rows --------------------------------------------------------------------------------------------------------
+
+FORGET = Statement(
+    """
+    DELETE FROM {table} AS t
+    WHERE t.key = (SELECT t.key FROM {table} AS t WHERE t.key = $1::text AND {expired} FOR UPDATE SKIP LOCKED)
+        AND {expired} AND {durable}
+    """,
+    chore=True,
+)
+
+_SWEEP = """
+    WITH doomed AS MATERIALIZED (
+        SELECT t.key FROM {table} AS t WHERE {expired} AND {range:2}
+        ORDER BY t.expires_at LIMIT $1::bigint FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM {table} AS t USING doomed WHERE t.key = doomed.key AND {expired} AND {durable} RETURNING TRUE
+    )
+    SELECT count(*) FROM gone
+"""
+
+SWEEP = Family(_SWEEP)
+
+SWEEP_TWO = Statement(_range(_SWEEP, ranged=False), chore=True)
+
+# Many keys -----------------------------------------------------------------------------------------------------------
+
+COUNT = Family("SELECT count(*) FROM {table} AS t WHERE {live} AND {range:1}", reads=True)
+
+ANY = Family("SELECT EXISTS (SELECT FROM {table} AS t WHERE {live} AND {range:1})", reads=True)
+
+GET_MANY = Statement(
+    "SELECT t.key, t.value, {codec} FROM {table} AS t WHERE t.key = ANY ($1::text[]) AND {live}", reads=True
+)
+
+# Numbered in the caller's order by a volatile sub-select, then locked in the order of keys: without the inner select
+# the numbers follow the sort, without the sort two batches deadlock.
+SET_MANY = Statement(
+    """
+    INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at {seq_column})
+    SELECT k, v, {codec_batch} e, c, c {seq_batch}
+    FROM (
+        SELECT k, v, tag, {expiry:4} AS e, {clock} AS c {seq_numbered}
+        FROM unnest($1::text[], $2::bytea[], $3::text[]) AS u (k, v, tag)
+    ) AS batch
+    WHERE {durable}
+    ORDER BY k COLLATE "C"
+    """
+    + _REPLACE
+)
+
+_DELETE_LOCKED = """
+    , gone AS (
+        DELETE FROM {table} AS t USING doomed WHERE t.key = doomed.key AND {durable} RETURNING {live} AS live
+    )
+    SELECT count(*) FILTER (WHERE live) FROM gone
+"""
+
+DELETE_MANY = Statement(
+    """
+    WITH doomed AS MATERIALIZED (
+        SELECT t.key FROM {table} AS t WHERE t.key = ANY ($1::text[]) ORDER BY t.key FOR UPDATE
+    )
+    """
+    + _DELETE_LOCKED
+)
+
+CLEAR = Family(
+    "WITH doomed AS MATERIALIZED (SELECT t.key FROM {table} AS t WHERE {range:1} ORDER BY t.key FOR UPDATE)"
+    + _DELETE_LOCKED
+)
+
+STAGE = Statement("CREATE TEMPORARY TABLE {stage} (key text COLLATE \"C\", value bytea, codec text, place bigint)")
+
+COPY = Statement("COPY {stage} (key, value, codec, place) FROM STDIN (FORMAT binary)", copies=True)
+
+MERGE = Statement(
+    """
+    INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at {seq_column})
+    SELECT k, v, {codec_batch} e, c, c {seq_batch}
+    FROM (
+        SELECT k, v, tag, {expiry:1} AS e, {clock} AS c {seq_numbered}
+        FROM (
+            SELECT k, v, tag FROM (
+                SELECT DISTINCT ON (key) key AS k, value AS v, codec AS tag, min(place) OVER (PARTITION BY key) AS first
+                FROM {stage}
+                ORDER BY key, place DESC
+            ) AS last_of_key
+            ORDER BY first
+        ) AS staged
+    ) AS batch
+    WHERE {durable}
+    ORDER BY k COLLATE "C"
+    """
+    + _REPLACE
+)
+
+UNSTAGE = Statement("DROP TABLE {stage}")
+
+
+def staged(statement: Statement, stage: str) -> Statement:
+    """Return `statement` for the temporary table `stage`."""
+    return replace(statement, template=statement.template.replace("{stage}", stage), staged=True)
+
+
+# The end of a dictionary ---------------------------------------------------------------------------------------------
+
+POPITEM = Family(
+    """
+    DELETE FROM {table} AS t
+    WHERE t.key = (
+        SELECT t.key FROM {table} AS t WHERE {live} AND {range:2} ORDER BY {by} LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) AND {codec} = ANY ($1::text[]) AND {durable}
+    RETURNING t.key, t.value, {codec}
+    """
+)
+
+# A namespace inside a table in insertion order: neither the index on seq (a walk over everybody else's rows) nor a sort
+# (of a large namespace) is right for every size. So the first thousand rows of the table are walked, and only when
+# none of them is ours, ours are sorted.
+POPITEM_AMONG = Family(
+    """
+    DELETE FROM {table} AS t
+    WHERE t.key = COALESCE(
+        (
+            SELECT t.key FROM {table} AS t
+            WHERE {live} AND {range:2}
+                AND t.seq {to} (SELECT {end}(w.seq) FROM (SELECT t.seq FROM {table} AS t ORDER BY {by} LIMIT 1000) AS w)
+            ORDER BY {by} LIMIT 1 FOR UPDATE SKIP LOCKED
+        ), (
+            SELECT t.key FROM {table} AS t WHERE {live} AND {range:2} ORDER BY {by} LIMIT 1 FOR UPDATE SKIP LOCKED
+        )
+    ) AND {codec} = ANY ($1::text[]) AND {durable}
+    RETURNING t.key, t.value, {codec}
+    """
+)
+
+FIRST = Family(
+    "SELECT t.key, t.value, {codec} FROM {table} AS t WHERE {live} AND {range:1} ORDER BY {by} LIMIT 1",
+    reads=True,
+    replanned=True,
+)
+
+# Pages ---------------------------------------------------------------------------------------------------------------
+# All have the same columns: key, value (when $1 asks for values), codec, the bytes of the values `before` it, seq, and
+# the mark of the iteration's beginning. A page ends with its last row or with the row that fills $2 bytes; at most $3
+# rows. An iteration ends with the keys that were there when it began: `last` is the largest seq of that moment.
+
+
+def _bounded(rows: str, order: str) -> str:
+    size = "COALESCE(octet_length(p.value), 0)"
+    return f"""
+    SELECT p.key, p.value, p.codec, p.before, p.seq, p.mark
+    FROM (
+        SELECT p.*, sum({size}) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {size} AS before
+        FROM ({rows}) AS p
+    ) AS p
+    WHERE p.before < $2::bigint
+    """
+
+
+_BY_SEQ = "p.seq {asc}, p.key {asc}"
+_LAST = "COALESCE($6::bigint, (SELECT max(s.seq) FROM {table} AS s))"
+_COLUMNS = "t.key, CASE WHEN $1::bool THEN t.value END AS value, {codec} AS codec"
+_BEYOND = f"t.seq {{after}}= $4::bigint AND (t.seq, t.key) {{after}} ($4::bigint, $5::text) AND t.seq <= {_LAST}"
+
+PAGE = Family(
+    _bounded(
+        f"""
+            SELECT {_COLUMNS}, t.seq, {_LAST} AS mark
+            FROM {{table}} AS t WHERE {_BEYOND} AND {{live}}
+            ORDER BY t.seq {{asc}}, t.key {{asc}} LIMIT $3::bigint
+        """,
+        _BY_SEQ,
+    ),
+    reads=True,
+    replanned=True,
+)
+
+# A namespace inside a table in insertion order, three ways. Few: all keys of a small one, sorted at once, or a row of
+# NULLs when there are $3 or more; values beyond $2 bytes are left out. Window: ours among the table's next $3 rows, for a
+# namespace that is most of its table, and a row that counts the window's. Sorted: ours after a place, without values, for the rest.
+FEW = Family(
+    f"""
+    WITH few AS MATERIALIZED (
+        SELECT {_COLUMNS}, t.seq FROM {{table}} AS t WHERE {{live}} AND {{range:4}} ORDER BY t.key LIMIT $3::bigint
+    )
+    SELECT p.key, CASE WHEN p.before < $2::bigint THEN p.value END, p.codec, p.before, p.seq, NULL::bigint
+    FROM (
+        SELECT p.*, sum(COALESCE(octet_length(p.value), 0)) OVER (ORDER BY {_BY_SEQ} ROWS UNBOUNDED PRECEDING)
+            - COALESCE(octet_length(p.value), 0) AS before
+        FROM few AS p
+        WHERE (SELECT count(*) FROM few) < $3::bigint
+    ) AS p
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL WHERE (SELECT count(*) FROM few) >= $3::bigint
+    """,
+    reads=True,
+    replanned=True,
+)
+
+WINDOW = Family(
+    f"""
+    WITH window_rows AS MATERIALIZED (
+        SELECT t.*, {_LAST} AS mark FROM {{table}} AS t WHERE {_BEYOND}
+        ORDER BY t.seq {{asc}}, t.key {{asc}} LIMIT $3::bigint
+    )
+    """
+    + _bounded(
+        f"""
+            SELECT {_COLUMNS}, t.seq, t.mark FROM window_rows AS t WHERE {{live}} AND {{range:7}}
+            ORDER BY t.seq {{asc}}, t.key {{asc}}
+        """,
+        _BY_SEQ,
+    )
+    + "UNION ALL SELECT NULL, NULL, NULL, (SELECT count(*) FROM window_rows), NULL, NULL",
+    reads=True,
+    replanned=True,
+)
+
+SORTED = Family(
+    """
+    SELECT p.key, NULL::bytea, NULL::text, 0::bigint, p.seq, p.mark
+    FROM (
+        SELECT t.key, t.seq, COALESCE($4::bigint, (SELECT max(s.seq) FROM {table} AS s)) AS mark
+        FROM {table} AS t WHERE {live} AND {range:5} OFFSET 0
+    ) AS p
+    WHERE (p.seq, p.key) {after} ($2::bigint, $3::text) AND p.seq <= p.mark
+    ORDER BY p.seq {asc}, p.key {asc} LIMIT $1::bigint
+    """,
+    reads=True,
+    replanned=True,
+)
+
+GET_IN_ORDER = Statement(
+    _bounded(
+        f"""
+            SELECT {_COLUMNS}, u.n AS seq, NULL::bigint AS mark
+            FROM unnest($4::text[]) WITH ORDINALITY AS u (k, n) JOIN {{table}} AS t ON t.key = u.k
+            WHERE {{live}} ORDER BY u.n LIMIT $3::bigint
+        """,
+        "p.seq",
+    ),
+    reads=True,
+    replanned=True,
+)
+
+# Pages by key have no `last`; what was created since the iteration began is left out instead, or a loop that adds keys
+# would not end. Rows from the future (the server's clock was set back) are old.
+SCAN = Family(
+    _bounded(
+        f"""
+            SELECT {_COLUMNS}, NULL::bigint AS seq, COALESCE($4::timestamptz, {{clock}}) AS mark
+            FROM {{table}} AS t
+            WHERE {{live}} AND {{range:6}}
+                AND (t.created_at <= $4::timestamptz OR t.created_at > {{clock}} OR $4::timestamptz IS NULL)
+            ORDER BY t.key {{asc}} LIMIT $3::bigint OFFSET $5::bigint
+        """,
+        "p.key {asc}",
+    ),
+    reads=True,
+    replanned=True,
+)
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+FIND_TABLE = """
+    SELECT n.nspname, c.relname, c.relpersistence, c.relkind, pg_get_serial_sequence(c.oid::regclass::text, 'seq'),
+        current_setting('server_version_num')::int
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass(%s)
+"""
+
+DESCRIBE_COLUMNS = """
+    SELECT a.attname, format_type(a.atttypid, NULL), COALESCE(l.collname, '')
+    FROM pg_attribute AS a LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
+    WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+CREATION_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('pgdict: create ' || %s, 0))"
+
+SCHEMA_EXISTS = "SELECT to_regnamespace(%s) IS NOT NULL"
+
+CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+
+CREATE_TABLE = """
+    CREATE {persistence} TABLE {table} (
+        key        text COLLATE "C" PRIMARY KEY,
+        value      bytea       NOT NULL,
+        codec      text        NOT NULL DEFAULT 'bytes',
+        expires_at timestamptz,
+        created_at timestamptz NOT NULL DEFAULT statement_timestamp(),
+        updated_at timestamptz NOT NULL DEFAULT statement_timestamp()
+        {seq}
+    )
+"""
+
+SEQ_COLUMN = ", seq bigint GENERATED BY DEFAULT AS IDENTITY"
+
+CREATE_EXPIRES_INDEX = "CREATE INDEX {name} ON {table} (expires_at) WHERE expires_at IS NOT NULL"
+
+CREATE_SEQ_INDEX = "CREATE INDEX {name} ON {table} (seq)"
+
+DROP_TABLE = "DROP TABLE IF EXISTS {table}"
+
+# Rendering -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the SQL of one dictionary depends on: its table, and how rows are written and seen."""
+
+    table: str
+    """Qualified and quoted."""
+    order: Order = "insertion"
+    sequence: str = ""
+    """The sequence of `seq`, qualified and quoted."""
+    expires: bool = True
+    """Whether expired rows are absent."""
+    commit: Literal["on", "off"] | None = None
+    """`synchronous_commit` of each writing statement; None leaves the server's."""
+    tagged: bool = True
+    """Whether the table has the column `codec`."""
+    clock: str = "statement_timestamp()"
+    version: int = 130000
+
+    def render(self, statement: Statement) -> Rendered:
+        """Return `statement` for this table."""
+        template = statement.modern if statement.modern and self.version >= 180000 else statement.template
+        sql = " ".join(template.format(**_words(self)).split()).encode()
+        return Rendered(
+            b"pgdict_" + hashlib.blake2s(sql, digest_size=12).hexdigest().encode(),
+            sql,
+            statement.reads,
+            statement.replanned or statement.staged,
+            statement.chore,
+            statement.copies,
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rendered:
+    """A statement as it is sent, and the name under which it is prepared."""
+
+    name: bytes
+    sql: bytes
+    reads: bool
+    replanned: bool
+    chore: bool
+    copies: bool
+
+
+class Book(dict[Statement, Rendered]):
+    """The statements of one dictionary, each rendered when it is first used."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def __missing__(self, statement: Statement) -> Rendered:
+        rendered = self.layout.render(statement)
+        if not statement.staged:
+            self[statement] = rendered
+        return rendered
+
+
+class _Expiry:
+    def __init__(self, clock: str) -> None:
+        self.clock = clock
+
+    def __format__(self, first: str) -> str:
+        return f"COALESCE(${int(first) + 1}::timestamptz, {self.clock} + ${first}::interval)"
+
+
+def _words(layout: Layout) -> dict[str, object]:
+    """Return the placeholders of the templates with what they mean for `layout`."""
+    unexpired = "({row}.expires_at IS NULL OR {row}.expires_at > {clock})"
+    live = unexpired.format(row="t", clock=layout.clock) if layout.expires else "TRUE"
+    seq = layout.order == "insertion"
+    tagged = layout.tagged
+    dead = "t.expires_at <= excluded.updated_at" if layout.expires else "FALSE"
+    return {
+        "table": layout.table,
+        "clock": layout.clock,
+        "live": live,
+        "live_old": unexpired.format(row="old", clock=layout.clock) if layout.expires else "TRUE",
+        "expired": f"t.expires_at <= {layout.clock}" if layout.expires else "FALSE",
+        "dead": dead,
+        "expiry": _Expiry(layout.clock),
+        "durable": f"(SELECT set_config('synchronous_commit', '{layout.commit}', true)) IS NOT NULL"
+        if layout.commit
+        else "TRUE",
+        # A table without tags holds bytes only; a parameter must be mentioned all the same, to have a type.
+        "value": "$2::bytea" if tagged else "COALESCE($2::bytea, $3::text::bytea)",
+        "codec": "t.codec" if tagged else "'bytes'::text",
+        "codec_old": "old.codec" if tagged else "'bytes'::text",
+        "codec_column": "codec," if tagged else "",
+        "codec_value": "$3::text," if tagged else "",
+        "codec_int": "'int'," if tagged else "",
+        "codec_batch": "tag," if tagged else "",
+        "codec_set": "codec = $3::text," if tagged else "",
+        "codec_replaced": "codec = excluded.codec," if tagged else "",
+        "counts": "t.codec = 'int'" if tagged else "TRUE",
+        "sequence": "'" + layout.sequence.replace("'", "''") + "'::regclass",
+        "seq_column": ", seq" if seq else "",
+        "seq_batch": ", s" if seq else "",
+        "seq_numbered": ", nextval('" + layout.sequence.replace("'", "''") + "'::regclass) AS s" if seq else "",
+        "seq_replaced": f", seq = CASE WHEN {dead} THEN excluded.seq ELSE t.seq END" if seq else "",
+        "seq_reborn": ", seq = excluded.seq" if seq else "",
+        "by_asc": "t.seq ASC, t.key ASC" if seq else "t.key ASC",
+        "by_desc": "t.seq DESC, t.key DESC" if seq else "t.key DESC",
+    }
+

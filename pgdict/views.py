@@ -1,0 +1,121 @@
+"""The views of a dictionary: sized, walked in pages in both directions, set-like, and never one query per key.
+
+What is a set operation reads the view once and leaves the rest to the view of a plain dict, which knows best.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+Row = tuple[Any, ...]
+Rows = Callable[[bool, bool], Iterator[Row]]
+"""`rows(values, reverse)`: the rows of a dictionary in its order, with their values or without."""
+
+
+def _plain(view: object) -> Any:
+    return view.plain() if isinstance(view, StoredKeys | StoredItems) else view
+
+
+def _as_dict_does(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        try:
+            return operation(_plain(self), _plain(other))
+        except TypeError:
+            if isinstance(other, KeysView | ItemsView | set | frozenset):
+                raise  # an unhashable value
+            return NotImplemented
+
+    return method
+
+
+def _reflected(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return _as_dict_does(lambda ours, theirs: operation(theirs, ours))
+
+
+class _SetLike:
+    __hash__ = None  # type: ignore[assignment]  # unhashable, as dict's views are
+    __eq__ = _as_dict_does(operator.eq)
+    __lt__ = _as_dict_does(operator.lt)
+    __le__ = _as_dict_does(operator.le)
+    __gt__ = _as_dict_does(operator.gt)
+    __ge__ = _as_dict_does(operator.ge)
+    __and__ = _as_dict_does(operator.and_)
+    __or__ = _as_dict_does(operator.or_)
+    __sub__ = _as_dict_does(operator.sub)
+    __xor__ = _as_dict_does(operator.xor)
+    __rand__ = _reflected(operator.and_)
+    __ror__ = _reflected(operator.or_)
+    __rsub__ = _reflected(operator.sub)
+    __rxor__ = _reflected(operator.xor)
+
+    def isdisjoint(self, other: Any) -> bool:
+        """Tell whether the view and `other` have nothing in common."""
+        disjoint: bool = _plain(self).isdisjoint(_plain(other))
+        return disjoint
+
+
+class StoredKeys(_SetLike, KeysView[K]):
+    """`d.keys()`."""
+
+    def __init__(self, mapping: Mapping[K, Any], rows: Rows, key: Callable[[Row], K]) -> None:
+        super().__init__(mapping)
+        self._rows, self._key = rows, key
+
+    def __iter__(self) -> Iterator[K]:
+        return map(self._key, self._rows(False, False))
+
+    def __reversed__(self) -> Iterator[K]:
+        return map(self._key, self._rows(False, True))
+
+    def plain(self) -> KeysView[K]:
+        """Return the keys of this moment as a dict has them."""
+        return dict.fromkeys(self).keys()
+
+
+class StoredItems(_SetLike, ItemsView[K, V]):
+    """`d.items()`."""
+
+    def __init__(self, mapping: Mapping[K, V], rows: Rows, item: Callable[[Row], tuple[K, V]]) -> None:
+        super().__init__(mapping)
+        self._get, self._rows, self._item = mapping.get, rows, item
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        key, value = item
+        missing = object()
+        found = self._get(key, missing)
+        return found is not missing and (found is value or found == value)
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        return map(self._item, self._rows(True, False))
+
+    def __reversed__(self) -> Iterator[tuple[K, V]]:
+        return map(self._item, self._rows(True, True))
+
+    def plain(self) -> ItemsView[K, V]:
+        """Return the pairs of this moment as a dict has them."""
+        return dict(iter(self)).items()
+
+
+class StoredValues(ValuesView[V]):
+    """`d.values()`."""
+
+    def __init__(self, mapping: Mapping[Any, V], rows: Rows, value: Callable[[Row], V]) -> None:
+        super().__init__(mapping)
+        self._rows, self._value = rows, value
+
+    def __contains__(self, value: object) -> bool:
+        return any(found is value or found == value for found in self)
+
+    def __iter__(self) -> Iterator[V]:
+        return map(self._value, self._rows(True, False))
+
+    def __reversed__(self) -> Iterator[V]:
+        return map(self._value, self._rows(True, True))

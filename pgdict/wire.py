@@ -1,0 +1,119 @@
+"""PostgreSQL's binary formats for the few types that statements take and return.
+
+Text and bytea travel as their own bytes; the rest is big-endian, as the servers' `*send` and `*recv` functions have it
+(PostgreSQL's manual, chapter "Frontend/Backend Protocol", and the sources of these functions).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+
+_INT8 = struct.Struct("!q")
+_FLOAT8 = struct.Struct("!d")
+_INTERVAL = struct.Struct("!qii")
+_ARRAY = struct.Struct("!iiIii")
+_LENGTH = struct.Struct("!i")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_EMPTY_ARRAY = struct.Struct("!iiI")
+_TEXT, _BYTEA = 25, 17  # pg_type.oid
+_NULL_LENGTH = _LENGTH.pack(-1)
+
+TRUE, FALSE = b"\x01", b"\x00"
+
+
+def int8(number: int) -> bytes:
+    """Return `number` as a bigint.
+
+    >>> from_int8(int8(-7))
+    -7
+    """
+    return _INT8.pack(number)
+
+
+def from_int8(data: bytes) -> int:
+    """Return the number that a bigint holds."""
+    number: int = _INT8.unpack(data)[0]
+    return number
+
+
+def numeric(number: int) -> bytes:
+    """Return a whole number of any size as a numeric.
+
+    >>> numeric(-120_003).hex(" ", 2)
+    '0002 0001 4000 0000 000c 0003'
+    """
+    digits, rest = [], abs(number)
+    while rest:
+        rest, digit = divmod(rest, 10_000)
+        digits.append(digit)
+    head = (len(digits), len(digits) - 1, 0x4000 if number < 0 else 0, 0)
+    return struct.pack(f"!HhHH{len(digits)}H", *head, *reversed(digits))
+
+
+def float8(number: float) -> bytes:
+    """Return `number` as a double precision."""
+    return _FLOAT8.pack(number)
+
+
+def interval(seconds: float) -> bytes:
+    """Return a number of seconds as an interval, to the microsecond."""
+    return _INTERVAL.pack(round(seconds * 1_000_000), 0, 0)
+
+
+def timestamptz(moment: datetime) -> bytes:
+    """Return an aware datetime as a timestamptz, to the microsecond."""
+    return _INT8.pack((moment - _EPOCH) // _MICROSECOND)
+
+
+def from_timestamptz(data: bytes) -> datetime:
+    """Return a timestamptz as a datetime in UTC; moments out of Python's range (infinity too) are cut to its ends.
+
+    >>> from_timestamptz(timestamptz(datetime(2026, 1, 2, tzinfo=UTC)))
+    datetime.datetime(2026, 1, 2, 0, 0, tzinfo=datetime.timezone.utc)
+    """
+    microseconds = from_int8(data)
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
+
+
+def seconds_between(earlier: bytes, later: bytes) -> float:
+    """Return the seconds from one timestamptz to another, negative when the second is the earlier one."""
+    return (from_int8(later) - from_int8(earlier)) / 1_000_000
+
+
+def text_array(items: Collection[bytes]) -> bytes:
+    """Return UTF-8 strings as a text[]."""
+    return _array(_TEXT, items)
+
+
+def bytea_array(items: Collection[bytes]) -> bytes:
+    """Return byte strings as a bytea[]."""
+    return _array(_BYTEA, items)
+
+
+def _array(oid: int, items: Collection[bytes]) -> bytes:
+    if not items:
+        return _EMPTY_ARRAY.pack(0, 0, oid)
+    pack = _LENGTH.pack
+    parts = [_ARRAY.pack(1, 0, oid, len(items), 1)]
+    for item in items:
+        parts += (pack(len(item)), item)
+    return b"".join(parts)
+
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = struct.pack("!h", -1)
+
+
+def copy_row(*fields: bytes | None) -> bytes:
+    """Return one row of a binary COPY."""
+    parts = [struct.pack("!h", len(fields))]
+    for field in fields:
+        parts += (_NULL_LENGTH,) if field is None else (_LENGTH.pack(len(field)), field)
+    return b"".join(parts)
