@@ -119,7 +119,6 @@ def cluster() -> Iterator[Path]:
     base.chmod(0o755)
     join(base / "home").close()
     assert eventually(lambda: ended(base / "home"))
-    (base / "home" / "socket").unlink()  # every copy has a socket of its own
     yield base / "home"
     shutil.rmtree(base)
 
@@ -325,6 +324,7 @@ def test_last_user_stops_the_server(home: Path, server: Embedded) -> None:
         other.ensure()
 
 
+@pytest.mark.slow
 def test_joining_while_it_stops(home: Path) -> None:
     """Whoever joins at any moment of the server's end gets a server."""
     for pause in (0.0, 0.9, 1.0, 1.02, 1.04, 1.06, 1.1, 1.2):
@@ -457,6 +457,7 @@ def test_killed_users_leak_nothing(home: Path) -> None:
     assert eventually(lambda: ended(home), 6)
 
 
+@pytest.mark.slow
 def test_killed_while_starting(parent: Path) -> None:
     """A user killed at any moment of the first start is in nobody's way and leaks nothing."""
     for milliseconds in (150, 250, 350, 450, 550, 650, 750):
@@ -556,7 +557,7 @@ def test_stale_pid_file(home: Path) -> None:
 
 
 def locate_socket(home: Path) -> str:
-    return (home / "socket").read_text()
+    return (home / "socket").read_text().splitlines()[0]
 
 
 def test_interrupted_initdb(parent: Path) -> None:
@@ -583,6 +584,20 @@ def test_removed_directory(home: Path, server: Embedded) -> None:
 
 
 # Sockets
+
+
+def test_copied_directory(parent: Path, home: Path, server: Embedded) -> None:
+    """The copy of a directory, record of its socket included, is another server."""
+    with psycopg.connect(server.conninfo) as connection:
+        connection.execute("CREATE TABLE original ()")
+    copy = parent / "copy"
+    subprocess.run(["cp", "-a", home, copy], check=True)
+    shutil.rmtree(copy / "data")
+    other = join(copy)
+    assert other.conninfo != server.conninfo
+    assert ask(other.conninfo, "SELECT to_regclass('original')::text") is None
+    assert ask(server.conninfo, "SELECT to_regclass('original')::text") == "original"
+    other.close()
 
 
 def test_hostile_socket_directory(home: Path, server: Embedded) -> None:
@@ -622,7 +637,8 @@ def test_server_out_of_sight(home: Path, server: Embedded, monkeypatch: pytest.M
 
 def test_recorded_socket_elsewhere(home: Path, parent: Path) -> None:
     """A record that names another place makes us create nothing there."""
-    (home / "socket").write_text(str(parent / "pgdict-elsewhere"))
+    status = home.stat()
+    (home / "socket").write_text(f"{parent}/pgdict-elsewhere\n{status.st_dev}:{status.st_ino}\n")
     server = join(home)
     assert not (parent / "pgdict-elsewhere").exists()
     assert ask(server.conninfo) == 1
@@ -755,6 +771,7 @@ def test_unreachable_directory(parent: Path, below: str) -> None:
         join(closed)
 
 
+@pytest.mark.slow
 @needs_root
 def test_unreachable_programs(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that the server's account cannot run are copied, once, beside the data."""

@@ -132,6 +132,7 @@ def join(directory: Path) -> Embedded:
     """
     if fcntl is None:
         raise ConfigError("an embedded server needs a Unix; here, name a PostgreSQL server by its URL")
+    directory = directory.absolute()
     with _no_fork, _explained(directory):
         _Home(directory).prepare()
     embedded = Embedded(directory)
@@ -158,11 +159,19 @@ class _Home:
 
     @property
     def socket(self) -> Path | None:
-        """The directory of the server's socket, None before the first start."""
-        try:
-            return Path(self.record.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
+        """The directory of the server's socket, None before the first start.
+
+        The record counts only where it was made: a copy of the whole directory would use the original's socket.
+        """
+        with suppress(FileNotFoundError, ValueError):
+            path, made_in = self.record.read_text("utf-8").splitlines()
+            if made_in == self._identity():
+                return Path(path)
+        return None
+
+    def _identity(self) -> str:
+        status = self.directory.stat()
+        return f"{status.st_dev}:{status.st_ino}"
 
     def prepare(self) -> None:
         """Make the directory, or see that it is ours, before anything in it is touched."""
@@ -180,7 +189,7 @@ class _Home:
 
     def _make(self) -> None:
         missing = [d for d in (self.directory, *self.directory.parents) if not d.exists()]
-        check_reach(account(missing[-1].parent), missing[-1].parent)
+        check_reach(account(self.directory), missing[-1].parent)
         for directory in reversed(missing):
             directory.mkdir(0o700, exist_ok=True)
             if os.geteuid() == 0:
@@ -196,7 +205,7 @@ class _Home:
             return False
         answer = b""
         try:
-            if b"\nready" not in (self.data / "postmaster.pid").read_bytes():
+            if "ready" not in map(str.strip, self._postmaster()[7:]):
                 return False  # not worth asking, and every question would be a line in the log
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(5.0)
@@ -228,6 +237,17 @@ class _Home:
                     f"another container or mount namespace?\n{self._tail(logged or 0)}"
                 )
             time.sleep(0.005)
+        if logged is not None:
+            self._note(f"{self._postmaster()[0]}\n")
+
+    def _postmaster(self) -> list[str]:
+        """Return the lines of the server's pid file: process id, directory, and in the eighth its state."""
+        return (self.data / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+
+    def _note(self, text: str) -> None:
+        """Add to what the watcher can read in `server.lock` even when the directory was removed."""
+        with opening(self.server) as server:
+            os.write(server, text.encode())
 
     def _cut_off(self) -> int:
         """Return the process id of a server whose socket was removed, by a cleaner of /tmp for one; else 0.
@@ -235,7 +255,7 @@ class _Home:
         Only Linux can tell: it must work in our directory, and not see its socket either, as in a container it would.
         """
         with suppress(OSError, ValueError, IndexError):
-            lines = (self.data / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+            lines = self._postmaster()
             process = Path(f"/proc/{int(lines[0])}")
             if lines[7].strip() == "ready" and (process / "cwd").samefile(self.data):
                 seen = process / "root" / f"{self.socket}/.s.PGSQL.5432".lstrip("/")
@@ -255,6 +275,8 @@ class _Home:
         if not self.data.exists():
             self._create(programs, who, server)
         directory = self._socket_directory(who)
+        os.truncate(server, 0)
+        self._note(f"{directory}\n")
         with opening(self.log) as log:
             size = os.fstat(log).st_size
             if size > LOG_SIZE:
@@ -306,7 +328,7 @@ class _Home:
         new = self.record.with_suffix(".new")
         new.unlink(missing_ok=True)
         with opening(new) as file:
-            os.write(file, str(made).encode())
+            os.write(file, f"{made}\n{self._identity()}\n".encode())
             os.fchmod(file, 0o644)
         new.replace(self.record)
         return made

@@ -23,7 +23,6 @@ def main(home: str, uid: int, gid: int, watcher: int, users: int, start: int, se
         os.setuid(uid)
     while True:
         fcntl.flock(users, fcntl.LOCK_EX)
-        pid, socket = postmaster(home), socket_directory(home)  # now: they may be removed before the linger is over
         fcntl.flock(users, fcntl.LOCK_UN)
         time.sleep(LINGER)
         # A starter holds `users` while it waits for `start`: so `users` is never waited for while holding `start`.
@@ -31,41 +30,36 @@ def main(home: str, uid: int, gid: int, watcher: int, users: int, start: int, se
         if locked(users):
             break
         fcntl.flock(start, fcntl.LOCK_UN)
-    stop(home, pid, server)
-    remove(socket_directory(home) or socket)
+    stop(home, server)
     for lock in (watcher, users, start):  # `watcher` first: whoever gets `users` must see that nobody watches
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def stop(home: str, pid: int, server: int) -> None:
-    """Shut the server down, if there is one."""
+def stop(home: str, server: int) -> None:
+    """Shut the server down, if there is one, and remove the directory of its socket, which the next start makes again.
+
+    Its process id is in its pid file, and like the socket in our own note, which outlives a removed directory.
+    """
     begin = time.monotonic()
     while not locked(server):
-        pid = postmaster(home) or pid  # a server that is just starting has none yet
         hurry = time.monotonic() > begin + PATIENCE
+        pid = postmaster(home) or noted(server)[1]
         if pid > 1:
             try:
                 os.kill(pid, signal.SIGQUIT if hurry else signal.SIGINT)  # immediate or fast shutdown
             except OSError:
                 pid = 0
         time.sleep(0.02)
-
-
-def remove(socket: str) -> None:
-    """Remove the directory of the server's socket, which is empty now; the next start makes it again."""
     try:
-        os.rmdir(socket)  # noqa: PTH106
+        os.rmdir(noted(server)[0])  # noqa: PTH106
     except OSError:
         return
 
 
-def socket_directory(home: str) -> str:
-    """Return the recorded directory of the server's socket, "" if there is none."""
-    try:
-        with open(home + "/socket", encoding="utf-8") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return ""
+def noted(server: int) -> tuple[str, int]:
+    """Return what was noted in the server's lock file when it started: its socket's directory and its process id."""
+    directory, pid = [*os.pread(server, 500, 0).decode().splitlines(), "", ""][:2]
+    return directory, int(pid or 0)
 
 
 def postmaster(home: str) -> int:
