@@ -40,14 +40,15 @@ _short.maxstring = _short.maxother = 60
 
 
 class PgDict(MutableMapping[K, V]):
-    """A dict that lives in PostgreSQL.
+    r"""A dict that lives in PostgreSQL.
 
     It does what a `dict` does, in insertion order, one statement at a time, while other threads, processes and machines
     use the same table. Values are copies: changing what `d[key]` returned changes nothing in the database; `mutate` does.
 
     | what | methods |
     |---|---|
-    | a dict | `[]`, `get`, `in`, `del`, `len`, `bool`, `iter`, `reversed`, `keys`, `values`, `items`, `pop`, `popitem`, `setdefault`, `update`, `clear`, `copy`, `==`, `\\|`, `\\|=`, `move_to_end` |
+    | a dict | `[]`, `get`, `in`, `del`, `len`, `bool`, `iter`, `reversed`, `keys`, `values`, `items`, `pop`, `popitem` |
+    | | `setdefault`, `update`, `clear`, `copy`, `==`, `\|`, `\|=`, `move_to_end` |
     | time to live | `set`, `expire`, `persist`, `ttl`, `cleanup_expired` |
     | atomic | `set_nx`, `increment`, `decrement`, `compare_and_swap`, `get_and_set`, `get_and_delete`, `mutate` |
     | many at once | `get_many`, `set_many`, `delete_many` |
@@ -564,7 +565,7 @@ class PgDict(MutableMapping[K, V]):
     def scan(
         self, prefix: str = "", *, limit: int | None = None, offset: int = 0, after: Any = ABSENT, reverse: bool = False
     ) -> Iterator[tuple[K, V]]:
-        """Return an iterator over the pairs whose key begins with `prefix`, in the order of keys.
+        r"""Return an iterator over the pairs whose key begins with `prefix`, in the order of keys.
 
         `%`, `_` and `\\` are ordinary characters. One statement for each 5,000 rows or some 8 MB.
 

@@ -195,21 +195,19 @@ PERSIST = Statement(
 )
 
 # The sum of two numbers of 18 digits fits a bigint, which is 10 to 15 microseconds cheaper than numeric. The CASE keeps
-# the casts away from whatever is no number.
+# the casts away from whatever is no number, and all functions behind ON CONFLICT are immutable.
 _INCREMENT = """
-    WITH updated AS (
-        UPDATE {table} AS t SET value = decode(%(sum)s, 'escape'), updated_at = {clock}
-        WHERE t.key = $1::text AND {counts} AND octet_length(t.value) < 1000 AND {live} AND {durable}
-            AND CASE WHEN octet_length(t.value) < 1000 THEN encode(t.value, 'escape') ~ '^-?[0-9]+$' END
-        RETURNING t.value
-    ), born AS (
-        INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at)
-        SELECT $1::text, decode($2::%(type)s::text, 'escape'), {codec_int} {expiry:3}, {clock}, {clock}
-        WHERE NOT EXISTS (SELECT FROM updated) AND {durable}
-""" + _REBIRTH + """
-        RETURNING t.value
-    )
-    SELECT value FROM updated UNION ALL SELECT value FROM born
+    INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at)
+    SELECT $1::text, decode($2::%(type)s::text, 'escape'), {codec_int} {expiry:3}, {clock}, {clock}
+    WHERE {durable}
+    ON CONFLICT (key) DO UPDATE
+    SET value = CASE WHEN {dead} THEN excluded.value ELSE decode(%(sum)s, 'escape') END,
+        {codec_replaced} expires_at = CASE WHEN {dead} THEN excluded.expires_at ELSE t.expires_at END,
+        updated_at = excluded.updated_at,
+        created_at = CASE WHEN {dead} THEN excluded.created_at ELSE t.created_at END {seq_replaced}
+    WHERE {dead} OR {counts} AND octet_length(t.value) < 1000
+        AND CASE WHEN octet_length(t.value) < 1000 THEN encode(t.value, 'escape') ~ '^-?[0-9]+$' END
+    RETURNING t.value
 """
 
 _NUMBER = "encode(t.value, 'escape')"
@@ -422,7 +420,8 @@ PAGE = Family(
 
 # A namespace inside a table in insertion order, three ways. Few: all keys of a small one, sorted at once, or a row of
 # NULLs when there are $3 or more; values beyond $2 bytes are left out. Window: ours among the table's next $3 rows, for a
-# namespace that is most of its table, and a row that counts the window's. Sorted: ours after a place, without values, for the rest.
+# namespace that is most of its table, and a row that counts the window's. Sorted: ours after a place, without values, for
+# the rest.
 FEW = Family(
     f"""
     WITH few AS MATERIALIZED (

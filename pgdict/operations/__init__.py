@@ -9,4 +9,18 @@ from pgdict.operations import many, one
 from pgdict.operations.pages import ByKey, Pages, Size, walk
 from pgdict.operations.space import ABSENT, DEFAULT, Operation, Request, Rows, Space, expiry
 
-__all__ = ["ABSENT", "DEFAULT", "ByKey", "Operation", "Pages", "Request", "Rows", "Size", "Space", "expiry", "many", "one", "walk"]
+__all__ = [
+    "ABSENT",
+    "DEFAULT",
+    "ByKey",
+    "Operation",
+    "Pages",
+    "Request",
+    "Rows",
+    "Size",
+    "Space",
+    "expiry",
+    "many",
+    "one",
+    "walk",
+]

@@ -188,7 +188,9 @@ def _read(space: Space, key: object) -> Operation[tuple[bytes, bytes] | None]:
     return None
 
 
-def _swap(space: Space, key: object, old: tuple[bytes, bytes], new: tuple[bytes, bytes], expiry: Expiry | None) -> Operation[bool]:
+def _swap(
+    space: Space, key: object, old: tuple[bytes, bytes], new: tuple[bytes, bytes], expiry: Expiry | None
+) -> Operation[bool]:
     """Replace the stored value `old` by `new` if it is still there; no `expiry` keeps the old one."""
     renew = wire.FALSE if expiry is None else wire.TRUE
     params = (space.keys.encode(key), *new, *(expiry or NEVER), renew, *old)
@@ -270,17 +272,11 @@ def increment(space: Space, key: object, by: float, expiry: Expiry) -> Operation
     stored = space.keys.encode(key)
     if not space.values.counts:
         raise TypeError(f"codec {space.values.codec.name!r} has no increment: the server cannot sign its numbers")
-    while type(by) is int and -_LARGE < by < _LARGE:
-        if -_SMALL < by < _SMALL:
-            rows = yield sql.INCREMENT, (stored, wire.int8(by), *expiry)
-        else:
-            rows = yield sql.INCREMENT_LARGE, (stored, wire.numeric(by), *expiry)
-        for (total,) in rows:
+    if type(by) is int and -_LARGE < by < _LARGE:
+        small = -_SMALL < by < _SMALL
+        statement, number = (sql.INCREMENT, wire.int8(by)) if small else (sql.INCREMENT_LARGE, wire.numeric(by))
+        for (total,) in (yield statement, (stored, number, *expiry)):
             return int(total)
-        # Two births may have crossed: only what is there and no such number is for Python's arithmetic.
-        old = yield from _read(space, key)
-        if old is not None and (old[1] != b"int" or len(old[0]) > 999):
-            break
     return (yield from _add(space, key, by, expiry))
 
 

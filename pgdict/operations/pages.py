@@ -45,7 +45,7 @@ class Size:
         return len(rows) >= self.rows or wire.from_int8(before) + len(value or b"") >= self.bytes
 
 
-def walk(space: Space, *, values: bool, reverse: bool = False, size: Size = Size()) -> Pages:  # noqa: B008 - frozen
+def walk(space: Space, *, values: bool, reverse: bool = False, size: Size = Size()) -> Pages:
     """Begin an iteration over all keys in the dictionary's order, with their values or without."""
     if space.order == "key":
         return ByKey(space.range(""), values=values, reverse=reverse, size=size)
@@ -69,7 +69,7 @@ class ByKey:
         reverse: bool = False,
         limit: int | None = None,
         offset: int = 0,
-        size: Size = Size(),  # noqa: B008 - frozen
+        size: Size = Size(),
     ) -> None:
         self._size = size
         self._low, self._high = bounds

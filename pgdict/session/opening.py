@@ -9,45 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from pgdict import server
-from pgdict.errors import ConfigError
 from pgdict.session.failures import translating
 from pgdict.session.session import Session
-from pgdict.session.sources import Borrowed, Connection, Joined, Leases, Pool, reason_of
+from pgdict.session.sources import Borrowed, Connection, Joined, Leases, Network, Pool, reason_of
 from pgdict.session.tables import Durability, Options, Table, open_table
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """How connections are made."""
-
-    application_name: str = "pgdict"
-    min_size: int = 1
-    max_size: int = 8
-    timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_size <= self.max_size or self.max_size < 1:
-            raise ConfigError(f"a pool has 0 <= min_size <= max_size, not {self.min_size!r} and {self.max_size!r}")
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout is a positive number of seconds, not {self.timeout!r}")
-
-    def settings(self, conninfo: str) -> dict[str, Any]:
-        """Return the connection parameters that `conninfo` leaves open. A network that has gone silent is noticed."""
-        patience = max(1, round(self.timeout))
-        defaults = {
-            "application_name": self.application_name,
-            "connect_timeout": min(10, patience),
-            "keepalives_idle": patience,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 1000 * patience,
-        }
-        given = conninfo_to_dict(conninfo)
-        return {name: value for name, value in defaults.items() if name not in given} | {"client_encoding": "UTF8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +59,7 @@ def _open_pool(
         with translating(), connect() as connection:
             table = open_table(connection, options, default=default)
             url = server.as_url(connection.info)
-        leases = Leases(partial(_pool, conninfo, settings, network), network.timeout, lambda: reason_of(connect))
+        leases = Leases(partial(_pool, conninfo, settings, network), network, lambda: reason_of(connect))
     except BaseException:
         leave()
         raise

@@ -72,7 +72,7 @@ class Session:
         try:
             if source.inside:
                 return self._execute_inside(lane, rendered, params)
-            return lane.execute(rendered, params, alone=source.alone())
+            return lane.execute(rendered, params)
         except psycopg.Error as error:
             failure = error
         finally:

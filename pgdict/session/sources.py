@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psycopg
 from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pgdict.errors import ConnectionFailed, PgDictError
-from pgdict.session.failures import message_of, translating
+from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
+from pgdict.session.failures import message_of, translated, translating
 from pgdict.session.lane import Lane
 
 Connection = psycopg.Connection[Any]
 Pool = ConnectionPool[Connection]
 
+_IDLE = pq.TransactionStatus.IDLE
+_TURNS = 16
+_RECHECK = 0.005  # seconds
+
 IDLE_AFTER = 10.0
 """Seconds after which an unused connection goes back to the pool, which closes it in its own time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How connections are made."""
+
+    application_name: str = "pgdict"
+    min_size: int = 1
+    max_size: int = 8
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_size <= self.max_size or self.max_size < 1:
+            raise ConfigError(f"a pool has 0 <= min_size <= max_size, not {self.min_size!r} and {self.max_size!r}")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout is a positive number of seconds, not {self.timeout!r}")
+
+    def settings(self, conninfo: str) -> dict[str, Any]:
+        """Return the connection parameters that `conninfo` leaves open. A network that has gone silent is noticed."""
+        patience = max(1, round(self.timeout))
+        defaults = {
+            "application_name": self.application_name,
+            "connect_timeout": min(10, patience),
+            "keepalives_idle": patience,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 1000 * patience,
+        }
+        given = conninfo_to_dict(conninfo)
+        return {name: value for name, value in defaults.items() if name not in given} | {"client_encoding": "UTF8"}
 
 
 class Source(Protocol):
@@ -37,9 +75,6 @@ class Source(Protocol):
         """Take it back."""
         ...
 
-    def alone(self) -> bool:
-        """Tell whether nobody else in this process waits for an answer at this moment."""
-        ...
 
     def lost(self) -> None:
         """Note that a connection was lost: the others may be dead as well."""
@@ -57,20 +92,23 @@ class Source(Protocol):
 class Leases:
     """Connections leased from a pool of our own, the last used one first.
 
-    The pool's `getconn` and `putconn` cost some 20 µs between system calls, a stack costs 0.2. A lease gives way to threads
-    that wait for the pool, and goes back to it when it is idle.
+    The pool's `getconn` and `putconn` cost some 20 µs between system calls, a stack costs 0.2. So the pool only makes, keeps
+    and closes connections, and gets back those that are idle. When all are in use, threads wait here; of the statements that
+    end meanwhile, every sixteenth hands its connection to the first who waits, so that nobody waits for long, and the others
+    need no change of threads.
     """
 
     inside = False
 
-    def __init__(self, connect: Callable[[], Pool], timeout: float, reason: Callable[[], str | None]) -> None:
-        self._connect, self._timeout, self._reason = connect, timeout, reason
+    def __init__(self, connect: Callable[[], Pool], network: Network, reason: Callable[[], str | None]) -> None:
+        self._connect, self._network, self._reason = connect, network, reason
         self._begin()
 
     def _begin(self) -> None:
         self._free: deque[Lane] = deque()
-        self._leased = self._waiting = 0
-        self._count = threading.Lock()
+        self._handed: deque[Lane] = deque()
+        self._leased = self._waiting = self._turn = 0
+        self._changed = threading.Condition()
         self._closed = threading.Event()
         self._pool: Pool | None = None
 
@@ -79,69 +117,82 @@ class Leases:
         try:
             return self._free.pop()
         except IndexError:
-            return self._lease()
+            return self._wait()
 
     def give(self, lane: Lane) -> None:
-        """Keep a connection for the next statement, unless somebody waits for it or it is of no use."""
-        if lane.pgconn.transaction_status != pq.TransactionStatus.IDLE or self._closed.is_set():
+        """Keep a connection for the next statement, unless it is of no use, or somebody has waited long enough for it."""
+        if lane.pgconn.transaction_status != _IDLE or self._closed.is_set():
             self._return(lane)
             return
         lane.fresh = True
+        if self._waiting:
+            self._turn += 1
+            if self._turn % _TURNS == 0:
+                self._handed.append(lane)
+                with self._changed:
+                    self._changed.notify()
+                return
         self._free.append(lane)
-        if self._waiting:  # after the append: who waits looked at the free ones after being counted
-            self._return_free(1)
 
-    def alone(self) -> bool:
-        """Tell whether at most one connection is in use."""
-        return self._leased - len(self._free) <= 1
-
-    def _lease(self) -> Lane:
-        with self._count:
+    def _wait(self) -> Lane:
+        deadline = time.monotonic() + self._network.timeout
+        with self._changed:
             self._waiting += 1
         try:
-            if self._free:
-                return self._free.pop()
-        except IndexError:
-            pass
-        else:
-            try:
-                lane = Lane(self._opened().getconn(self._timeout))
-            except PoolTimeout as error:
-                reason = self._reason() or f"all connections were in use for {self._timeout:g} s"
-                raise ConnectionFailed(f"no connection to PostgreSQL: {reason}") from error
-            with self._count:
-                self._leased += 1
-            return lane
+            while True:
+                for lanes in (self._handed, self._free):
+                    with suppress(IndexError):
+                        return lanes.popleft()
+                if self._reserve():
+                    return self._lease(deadline - time.monotonic())
+                if time.monotonic() > deadline:
+                    size = self._network.max_size
+                    raise ConnectionFailed(f"all {size} connections were in use for {self._network.timeout:g} s")
+                with self._changed:
+                    self._changed.wait(_RECHECK)
         finally:
-            with self._count:
+            with self._changed:
                 self._waiting -= 1
-        return self._lease()
+                if not self._waiting:
+                    self._free.extend(self._handed)
+                    self._handed.clear()
 
-    def _opened(self) -> Pool:
-        with self._count:
+    def _reserve(self) -> bool:
+        """Count one more lease, if there may be one more."""
+        with self._changed:
             if self._closed.is_set():
                 raise PgDictError("this PgDict is closed")
+            if self._leased == self._network.max_size:
+                return False
+            self._leased += 1
             if self._pool is None:
                 self._pool = self._connect()
-                threading.Thread(
-                    target=_return_idle, args=(weakref.ref(self), self._closed), name="pgdict-idle", daemon=True
-                ).start()
-            return self._pool
+                idle = threading.Thread(target=_return_idle, args=(weakref.ref(self), self._closed), name="pgdict-idle")
+                idle.daemon = True
+                idle.start()
+            return True
+
+    def _lease(self, timeout: float) -> Lane:
+        pool = self._pool
+        try:
+            if pool is None:
+                raise PgDictError("this PgDict is closed")
+            return Lane(pool.getconn(max(timeout, 0.001)))
+        except BaseException as error:
+            with self._changed:
+                self._leased -= 1
+            if isinstance(error, PoolTimeout):
+                raise ConnectionFailed(f"no connection to PostgreSQL: {self._reason() or error}") from error
+            if isinstance(error, psycopg.Error):
+                raise translated(error) from error
+            raise
 
     def _return(self, lane: Lane) -> None:
-        with self._count:
+        with self._changed:
             self._leased -= 1
             pool = self._pool
         if pool is not None:
             pool.putconn(lane.connection)
-
-    def _return_free(self, most: int) -> None:
-        for _ in range(most):
-            try:
-                lane = self._free.popleft()
-            except IndexError:
-                break
-            self._return(lane)
 
     def return_idle(self) -> None:
         """Give back the connections that were not used since the last call."""
@@ -149,30 +200,25 @@ class Leases:
             if lane.fresh:
                 lane.fresh = False
                 continue
-            try:
+            with suppress(ValueError):  # it is in use again
                 self._free.remove(lane)
-            except ValueError:
-                continue
-            self._return(lane)
+                self._return(lane)
 
     def lost(self) -> None:
         """Give back all free connections that are dead."""
-        for _ in range(len(self._free)):
-            try:
-                lane = self._free.popleft()
-            except IndexError:
-                break
-            try:
-                lane.pgconn.consume_input()
-            except psycopg.Error:
-                self._return(lane)
-            else:
-                self._free.appendleft(lane)
-                self._free.rotate(-1)
+        for lane in list(self._free):
+            with suppress(ValueError):
+                self._free.remove(lane)
+                try:
+                    lane.pgconn.consume_input()
+                except psycopg.Error:
+                    self._return(lane)
+                else:
+                    self._free.append(lane)
 
     def forked(self) -> None:
         """Begin anew, and keep the parent's connections from being closed by this process."""
-        _PARENTS.append((self._pool, self._free, self._count, self._closed))
+        _PARENTS.append((self._pool, self._free, self._handed))
         closed = self._closed.is_set()
         self._begin()
         if closed:
@@ -181,8 +227,10 @@ class Leases:
     def close(self) -> None:
         """Close the pool and all its connections."""
         self._closed.set()
-        self._return_free(len(self._free))
-        with self._count:
+        with suppress(IndexError):
+            while True:
+                self._return(self._free.pop())
+        with self._changed:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -222,9 +270,6 @@ class Borrowed:
         """Return it."""
         self._pool.putconn(lane.connection)
 
-    def alone(self) -> bool:
-        """Never sure of it."""
-        return False
 
     def lost(self) -> None:
         """Leave it to the pool, which discards broken connections when they return."""
@@ -262,13 +307,10 @@ class Joined:
             raise
         return self._lane
 
-    def give(self, lane: Lane) -> None:
+    def give(self, lane: Lane) -> None:  # noqa: ARG002 - there is but one
         """Let others use it."""
         self._turn.release()
 
-    def alone(self) -> bool:
-        """Never sure of it."""
-        return False
 
     def lost(self) -> None:
         """Leave it to the application."""
