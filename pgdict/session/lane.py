@@ -106,10 +106,10 @@ class Lane:
                 self._rest = self._penalty = min(2 * self._penalty + 1, 255)
         else:
             self._rest = max(0, self._rest - 1)
-        results = self.connection.wait(generators.execute(pgconn)) or [result]
-        if results[-1] is None:
+        last: pq.abc.PGresult | None = (self.connection.wait(generators.execute(pgconn)) or [result])[-1]
+        if last is None:
             raise psycopg.OperationalError("the server sent no result")
-        return results[-1]
+        return last
 
     def _prepare(self, statement: Rendered) -> None:
         self.pgconn.send_prepare(statement.name, statement.sql)
