@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
+from pgdict import PgDict
 from pgdict.server import join
 
 
@@ -44,3 +48,19 @@ def server_url() -> Iterator[str]:
     embedded = join(Path(os.environ["PGDICT_TEST_DIRECTORY"]))
     yield embedded.conninfo
     embedded.close()
+
+
+@pytest.fixture
+def table(server_url: str) -> Iterator[str]:
+    """A table of its own for a test."""
+    name = f"t_{secrets.token_hex(6)}"
+    yield name
+    with psycopg.connect(server_url) as connection:
+        connection.execute(f'DROP TABLE IF EXISTS "{name}"'.encode())
+
+
+@pytest.fixture
+def d(server_url: str, table: str) -> Iterator[PgDict[Any, Any]]:
+    """A new dictionary."""
+    with PgDict[Any, Any](server_url, table=table) as new:
+        yield new
