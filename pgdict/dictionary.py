@@ -689,7 +689,7 @@ class PgDict(MutableMapping[K, V]):
         if self._space.bounds is not None:
             raise PgDictError("a namespace has no table of its own: clear it, or drop the table from the root")
         with self._session.connection() as connection:
-            drop_table(connection, self._session.layout.table)
+            drop_table(connection, self._session.table.layout.table)
 
     def close(self) -> None:
         """Close the connections, for the namespaces too; the embedded server stops after its last user. Once is enough."""

@@ -63,7 +63,7 @@ def _open_pool(
     except BaseException:
         leave()
         raise
-    session = Session(leases, table.layout, timeout=network.timeout, on_close=leave)
+    session = Session(leases, table, connect, timeout=network.timeout, on_close=leave)
     return session, table, Place(server.mask(url), lambda: url)
 
 
@@ -79,12 +79,17 @@ def _pool(conninfo: Callable[[], str], settings: dict[str, Any], network: Networ
     )
 
 
+def _own(url: str) -> Connection:
+    """Open a connection beside those of the application, for what needs one of its own."""
+    return psycopg.connect(url, autocommit=True)
+
+
 def open_pool(pool: Pool, options: Options, network: Network) -> tuple[Session, Table, Place]:
     """Open a session on the application's pool."""
     with translating(), pool.connection() as connection:
         table = open_table(connection, options, default="unlogged")
         url = server.as_url(connection.info)
-    session = Session(Borrowed(pool, network.timeout), table.layout, timeout=network.timeout, on_close=lambda: None)
+    session = Session(Borrowed(pool, network.timeout), table, partial(_own, url), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)
 
 
@@ -93,5 +98,5 @@ def open_connection(connection: Connection, options: Options, network: Network) 
     url = server.as_url(connection.info)
     with translating(), connection.transaction():
         table = open_table(connection, options, default="unlogged", joined=True)
-    session = Session(Joined(connection), table.layout, timeout=network.timeout, on_close=lambda: None)
+    session = Session(Joined(connection), table, partial(_own, url), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)

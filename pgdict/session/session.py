@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import psycopg
@@ -17,8 +18,10 @@ from pgdict.errors import PgDictError, QueryFailed
 from pgdict.operations import Operation, Rows
 from pgdict.session.failures import REFUSED, Unsent, translated, translating
 from pgdict.session.lane import Lane
-from pgdict.session.sources import Connection, Source
-from pgdict.statements import Book, Layout, Rendered, Statement
+from pgdict.session.locks import Locks
+from pgdict.session.sources import Connection, Joined, Source
+from pgdict.session.tables import Table
+from pgdict.statements import BEGIN_SNAPSHOT, Book, Rendered, Statement
 
 T = TypeVar("T")
 
@@ -35,15 +38,36 @@ class _Ambient(threading.local):
 class Session:
     """What a dictionary and its namespaces share: connections, rendered statements, the threads' transactions."""
 
-    def __init__(self, source: Source, layout: Layout, *, timeout: float, on_close: Callable[[], None]) -> None:
-        self.layout = layout
+    def __init__(
+        self,
+        source: Source,
+        table: Table,
+        connect: Callable[[], Connection],
+        *,
+        timeout: float,
+        on_close: Callable[[], None] = lambda: None,
+        read_only: bool = False,
+    ) -> None:
         self.source = source
         self.timeout = timeout
-        self._book = Book(layout)
+        self.locks = Locks(connect)
+        self._connect = connect
+        self._read_only = read_only
         self._ambient = _Ambient()
         self._chores = True
-        self._close = weakref.finalize(self, _finish, source, on_close)
+        self._close = weakref.finalize(self, _finish, source, self.locks, on_close)
+        self.table = table
         _sessions.add(self)
+
+    @property
+    def table(self) -> Table:
+        """The table, and how its statements are written."""
+        return self._table
+
+    @table.setter
+    def table(self, table: Table) -> None:
+        self._table = table
+        self._book = Book(table.layout)
 
     def run(self, operation: Operation[T]) -> T:
         """Carry an operation to its end and return its result."""
@@ -82,6 +106,8 @@ class Session:
     def _execute_inside(self, lane: Lane, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         if rendered.chore:
             return ()
+        if self._read_only and not rendered.reads:
+            raise PgDictError("a snapshot is read-only")
         with translating():
             if rendered.copies and params[0] is not None:
                 lane.copy(rendered, params[0])
@@ -157,6 +183,25 @@ class Session:
                     self.source.give(lane)
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Lend a session that sees the database of this moment, on a connection of its own."""
+        with translating():
+            connection = self._connect()
+        try:
+            with translating():
+                connection.execute(BEGIN_SNAPSHOT)
+                connection.execute("SELECT 1")  # the first statement is what fixes the snapshot
+            layout = replace(self._table.layout, clock="transaction_timestamp()", commit=None)
+            frozen = replace(self._table, layout=layout)
+            seen = Session(Joined(connection), frozen, self._connect, timeout=self.timeout, read_only=True)
+            try:
+                yield seen
+            finally:
+                seen.close()
+        finally:
+            connection.close()
+
+    @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend this thread's connection, or a free one, for statements that are no operations."""
         lane = self._ambient.lane
@@ -184,6 +229,7 @@ class Session:
         """Begin anew in a child process."""
         self._ambient = _Ambient()
         self.source.forked()
+        self.locks.forked()
 
 
 def _commit(lane: Lane, block: AbstractContextManager[object]) -> None:
@@ -196,7 +242,8 @@ def _commit(lane: Lane, block: AbstractContextManager[object]) -> None:
         block.__exit__(None, None, None)
 
 
-def _finish(source: Source, on_close: Callable[[], None]) -> None:
+def _finish(source: Source, locks: Locks, on_close: Callable[[], None]) -> None:
+    locks.close()
     source.close()
     on_close()
 

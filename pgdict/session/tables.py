@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import psycopg
@@ -11,6 +13,7 @@ from psycopg.abc import Query
 
 from pgdict import statements
 from pgdict.errors import ConfigError
+from pgdict.session.failures import message_of
 from pgdict.statements import Layout, Order
 
 Connection = psycopg.Connection[Any]
@@ -38,6 +41,8 @@ class Options:
     durability: Durability | None = None
     expires: bool = True
     create: bool = True
+    adopt: Literal["bytes", "text"] | None = None
+    """The codec of every row of a table that pgkv made."""
 
     def __post_init__(self) -> None:
         for what, name in (("table", self.table), ("schema", self.schema)):
@@ -83,6 +88,8 @@ class Table:
 def open_table(connection: Connection, options: Options, *, default: Durability, joined: bool = False) -> Table:
     """Return the table that `options` name, after creating it when it is missing and may be created."""
     found = _find(connection, options)
+    if options.adopt is not None:
+        found = _adopt(connection, options, found)
     if found is None:
         if not options.create:
             raise ConfigError(f"table {'.'.join(options.names)!r} does not exist, and create is False")
@@ -90,7 +97,7 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
         found = _find(connection, options)
         if found is None:
             raise ConfigError(f"table {'.'.join(options.names)!r} was created, but is not found: check the search_path")
-    schema, name, persistence, kind, sequence, version = found
+    schema, name, persistence, kind, sequence, version, _ = found
     if kind not in ("r", "p"):
         raise ConfigError(f"{schema}.{name} is no table")
     order = _check_columns(connection, options, f"{schema}.{name}")
@@ -103,8 +110,35 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
         expires=options.expires,
         commit=None if joined else _COMMIT[durability],
         version=version,
+        tag=options.adopt,
     )
     return Table(layout, durability)
+
+
+def _adopt(connection: Connection, options: Options, found: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """Give a table of pgkv's the collation that ranges need, and the order that is asked for."""
+    if found is None:
+        raise ConfigError(f"table {'.'.join(options.names)!r} does not exist: there is nothing to adopt")
+    schema, name, *_, encoding = found
+    if encoding != "UTF8":
+        raise ConfigError(f"table {schema}.{name} is in a database with encoding {encoding}, where keys need UTF8")
+    columns = _columns(connection, options)
+    changes = []
+    if columns.get("key", ("text", "C"))[1] != "C":
+        changes.append(statements.ADOPT_KEY)
+    if options.order == "insertion" and "seq" not in columns:
+        changes.append(statements.ADOPT_SEQ)
+    if changes:
+        try:
+            with connection.transaction():
+                for change in changes:
+                    connection.execute(_sql(change, table=_quoted(schema, name)))
+                if statements.ADOPT_SEQ in changes:
+                    index = _quoted(f"{name[:_LONGEST_NAME]}_seq_idx")
+                    connection.execute(_sql(statements.CREATE_SEQ_INDEX, name=index, table=_quoted(schema, name)))
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ConfigError(f"table {schema}.{name} cannot be adopted: {message_of(error)}") from error
+    return _find(connection, options) or found
 
 
 def _agree(option: str, asked: str | None, is_: str, table: str) -> None:
@@ -132,15 +166,24 @@ def _row(connection: Connection, query: str, *params: object) -> tuple[Any, ...]
 
 
 def _check_columns(connection: Connection, options: Options, table: str) -> Order:
-    rows = connection.execute(statements.DESCRIBE_COLUMNS, (_quoted(*options.names),)).fetchall()
-    columns = {name: (kind, collation) for name, kind, collation in rows}
-    wrong = [f"{name} {kind}" for name, kind in _COLUMNS.items() if columns.get(name, ("",))[0] != kind]
+    columns = _columns(connection, options)
+    wrong = [
+        f"{name} {kind}"
+        for name, kind in _COLUMNS.items()
+        if columns.get(name, ("",))[0] != kind and not (name == "codec" and options.adopt)
+    ]
     if wrong:
         raise ConfigError(f"table {table} is no dictionary: it lacks {', '.join(wrong)}")
     collation = columns["key"][1]
     if collation not in ("C", "POSIX", "ucs_basic"):
         raise ConfigError(f"table {table} has collation {collation!r} on its key, where ranges need \"C\"")
     return "insertion" if columns.get("seq", ("",))[0] == "bigint" else "key"
+
+
+def _columns(connection: Connection, options: Options) -> dict[str, tuple[str, str]]:
+    """Return the type and the collation of each column."""
+    rows = connection.execute(statements.DESCRIBE_COLUMNS, (_quoted(*options.names),)).fetchall()
+    return {name: (kind, collation) for name, kind, collation in rows}
 
 
 def _create(connection: Connection, options: Options, default: Durability) -> None:
@@ -162,6 +205,35 @@ def _create(connection: Connection, options: Options, default: Durability) -> No
         if insertion:
             name = _quoted(f"{options.table}_seq_idx")
             connection.execute(_sql(statements.CREATE_SEQ_INDEX, name=name, table=table))
+            connection.execute(statements.BEAR, (table, statements.BORN))
+
+
+def set_durability(connection: Connection, table: Table, durability: Durability) -> Table:
+    """Make a table logged or unlogged, and return it with statements that commit accordingly."""
+    _choice("durability", durability, tuple(_COMMIT))
+    if (durability == "unlogged") != (table.durability == "unlogged"):
+        persistence = "UNLOGGED" if durability == "unlogged" else "LOGGED"
+        alter = _sql(statements.SET_PERSISTENCE, table=table.layout.table, persistence=persistence)
+        with connection.transaction(), _sequence_restarted(connection, table.layout.sequence):
+            connection.execute(alter)
+    return Table(replace(table.layout, commit=_COMMIT[durability]), durability)
+
+
+@contextmanager
+def _sequence_restarted(connection: Connection, sequence: str) -> Iterator[None]:
+    """Let the block see the sequence at its beginning, which is what a crash then sets an unlogged one back to."""
+    if not sequence:
+        yield
+        return
+    last = _row(connection, statements.LAST_NUMBER.template.format(sequence_name=sequence))
+    connection.execute(_sql(statements.RESTART_SEQUENCE, sequence=sequence))
+    yield
+    connection.execute(statements.SET_SEQUENCE, (sequence, *(last or (statements.BORN,))))
+
+
+def truncate_table(connection: Connection, table: str) -> None:
+    """Empty the table at once; readers and writers wait for it."""
+    connection.execute(_sql(statements.TRUNCATE, table=table))
 
 
 def drop_table(connection: Connection, table: str) -> None:
