@@ -10,7 +10,6 @@ import io
 import json as jsonlib
 import pickle
 import re
-import struct
 import sys
 import threading
 import zlib
@@ -24,89 +23,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgpack import ExtType, Timestamp
+from strategies import any_string, everything, exact
 
 from pgdict import codecs
 from pgdict.codecs import Codec, Values, bytes_, json, msgpack, resolve, text
 from pgdict.errors import ConfigError, DecodeError, InvalidValue
 
-settings.register_profile("pgdict", deadline=None)
-settings.load_profile("pgdict")
-
 SECRET = b"correct horse battery staple"
 
-any_string = st.text(st.sampled_from("\x00\x01aé\ud800\udfff\U0010ffff\\u0\"")) | st.text(st.characters())
 utf8 = st.text(st.characters(exclude_categories=["Cs"]))
-offsets = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
-zones = st.one_of(
-    st.none(),
-    st.just(timezone.utc),  # noqa: UP017
-    st.builds(timezone, offsets),
-    st.builds(timezone, offsets, any_string),
-    st.sampled_from(["Europe/Berlin", "UTC", "America/New_York"]).map(ZoneInfo),
-)
-folds = st.builds(lambda moment, fold: moment.replace(fold=fold), st.datetimes(timezones=zones), st.integers(0, 1))
-signed = st.binary(max_size=500).map(lambda data: int.from_bytes(data, "big", signed=True))
-hashables = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    signed,
-    st.floats(),
-    any_string,
-    st.binary(),
-    st.complex_numbers(),
-    folds,
-    st.dates(),
-    st.builds(lambda clock, fold: clock.replace(fold=fold), st.times(timezones=zones), st.integers(0, 1)),
-    st.timedeltas(),
-    st.decimals().filter(lambda number: not number.is_snan()),
-    st.uuids(),
-)
-
-
-@st.composite
-def scalars(draw: st.DrawFn) -> Any:
-    """Draw a scalar; a composite's `repr` is short, and Hypothesis warns of long ones."""
-    return draw(hashables)
-
-
-keys = st.recursive(scalars(), lambda part: st.lists(part, max_size=3).map(tuple) | st.frozensets(part, max_size=3))
-everything = st.recursive(
-    scalars() | st.builds(bytearray, st.binary()) | st.sampled_from([Decimal("sNaN12"), Decimal("-sNaN")]),
-    lambda part: st.one_of(
-        st.lists(part, max_size=4),
-        st.lists(part, max_size=3).map(tuple),
-        st.dictionaries(keys, part, max_size=4),
-        st.sets(keys, max_size=3),
-        st.frozensets(keys, max_size=3),
-    ),
-)
 json_strings = utf8.filter(lambda string: "\x00" not in string)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | json_strings,
     lambda part: st.lists(part, max_size=4) | st.dictionaries(json_strings, part, max_size=4),
 )
-
-
-def exact(value: Any) -> Any:
-    """All there is to a value: its type, each bit of it, and so on within."""
-    kind = type(value)
-    if kind in (list, tuple):
-        return kind, tuple(map(exact, value))
-    if kind is dict:
-        return kind, tuple((exact(key), exact(part)) for key, part in value.items())
-    if kind in (set, frozenset):
-        return kind, frozenset(collections.Counter(map(exact, value)).items())
-    if kind in (datetime, time):
-        zone = value.tzinfo
-        return kind, value.replace(tzinfo=None).isoformat(), value.fold, type(zone), repr(zone)
-    if kind is float:
-        return kind, struct.pack(">d", value)
-    if kind is complex:
-        return kind, struct.pack(">dd", value.real, value.imag)
-    if kind is Decimal:
-        return kind, value.as_tuple()
-    return kind, bytes(value) if kind is bytearray else value
 
 
 def returned(values: Values, value: Any) -> Any:

@@ -12,23 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import exact, keys, numbers, strings
 
 from pgdict.errors import DecodeError, InvalidKey
 from pgdict.keys import Keys, UnsupportedKey, _successor
 
-settings.register_profile("pgdict", deadline=None)
-settings.load_profile("pgdict")
-
 ROOT = Keys(max_length=1_000_000)
-
-ODD = "\x00\x01\x02~:aé\ud7ff\ud800\udbff\udc00\udfff\ue000\uffff\U00010000\U0010ffff"
-strings = st.text(st.sampled_from(ODD), max_size=6) | st.text(st.characters(), max_size=12)
-integers = st.integers() | st.integers(-20, 20) | st.integers(-(10**400), 10**400)
-floats = st.floats(allow_nan=False)
-numbers = integers | floats | st.booleans() | st.integers(-5, 5).map(float)
-scalars = strings | numbers | st.binary(max_size=8) | st.none()
-tuples = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=8)
-keys = scalars | tuples
 
 
 def canonical(key: Any) -> Any:
@@ -36,11 +25,6 @@ def canonical(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(map(canonical, key))
     return int(key) if isinstance(key, float) and key.is_integer() else int(key) if isinstance(key, bool) else key
-
-
-def exact(value: Any) -> Any:
-    """A value together with its types, so that 1, 1.0 and True differ."""
-    return (tuple, [exact(part) for part in value]) if isinstance(value, tuple) else (type(value), value)
 
 
 def starting_with(low: bytes, high: bytes | None, stored: bytes) -> bool:
