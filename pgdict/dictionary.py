@@ -24,7 +24,7 @@ from pgdict.operations.one import CasResult, Entry
 from pgdict.operations.space import Expiry, Sentinel, seconds
 from pgdict.session import Connection, Durability, Network, Options, Place, Pool, Session, drop_table, opening
 from pgdict.statements import Order
-from pgdict.views import StoredItems, StoredKeys, StoredValues
+from pgdict.views import Counted, StoredItems, StoredKeys, StoredValues
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,7 +39,7 @@ _short = Repr()
 _short.maxstring = _short.maxother = 60
 
 
-class PgDict(MutableMapping[K, V]):
+class PgDict(Counted, MutableMapping[K, V]):
     r"""A dict that lives in PostgreSQL.
 
     It does what a `dict` does, in insertion order, one statement at a time, while other threads, processes and machines
@@ -175,14 +175,14 @@ class PgDict(MutableMapping[K, V]):
     def __contains__(self, key: object, /) -> bool:
         return self._session.run(one.has(self._space, key))
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return self._session.run(many.count(self._space.bounds))
 
     def __bool__(self) -> bool:
         return self._session.run(many.any_at_all(self._space))
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self.keys())
+        return chain(self._begin(), self.keys())
 
     def __reversed__(self) -> Iterator[K]:
         return reversed(self.keys())

@@ -6,7 +6,11 @@ What is a set operation reads the view once and leaves the rest to the view of a
 from __future__ import annotations
 
 import operator
+import sys
+import weakref
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from itertools import chain
+from types import FrameType
 from typing import Any, TypeVar
 
 K = TypeVar("K")
@@ -16,6 +20,48 @@ V = TypeVar("V")
 Row = tuple[Any, ...]
 Rows = Callable[[bool, bool], Iterator[Row]]
 """`rows(values, reverse)`: the rows of a dictionary in its order, with their values or without."""
+
+
+class Beginning:
+    """Stands, empty, before the first item of an iteration, and knows where it began until that item is asked for."""
+
+    __slots__ = ("__weakref__", "place")
+
+    def __init__(self, frame: FrameType | None) -> None:
+        self.place = _place(frame)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.place = None
+        return iter(())
+
+
+def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
+    return frame and (frame, frame.f_lasti)
+
+
+class Counted:
+    """What is counted when its length is asked for, but not for a hint.
+
+    `list(d)`, `sorted(d)` and `[*d]` begin an iteration and then ask for the length, to reserve memory; for that a count of
+    the whole table is too dear. They do both in one instruction of their caller, which no `len(d)` does: it gets no answer.
+    """
+
+    _begun: weakref.ref[Beginning] | None = None
+
+    def _begin(self) -> Beginning:
+        """Remember that the caller of the caller begins an iteration."""
+        beginning = Beginning(sys._getframe(1).f_back)
+        self._begun = weakref.ref(beginning)
+        return beginning
+
+    def __len__(self) -> int:
+        beginning = self._begun and self._begun()
+        if beginning and beginning.place and beginning.place == _place(sys._getframe().f_back):
+            raise TypeError("the length of what is about to be iterated is not counted in advance")
+        return self._count()
+
+    def _count(self) -> int:
+        raise NotImplementedError
 
 
 def _plain(view: object) -> Any:
@@ -38,7 +84,14 @@ def _reflected(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     return _as_dict_does(lambda ours, theirs: operation(theirs, ours))
 
 
-class _SetLike:
+class _View(Counted):
+    _mapping: Mapping[Any, Any]
+
+    def _count(self) -> int:
+        return len(self._mapping)
+
+
+class _SetLike(_View):
     __hash__ = None  # type: ignore[assignment]  # unhashable, as dict's views are
     __eq__ = _as_dict_does(operator.eq)
     __lt__ = _as_dict_does(operator.lt)
@@ -68,7 +121,7 @@ class StoredKeys(_SetLike, KeysView[K]):
         self._rows, self._key = rows, key
 
     def __iter__(self) -> Iterator[K]:
-        return map(self._key, self._rows(False, False))
+        return chain(self._begin(), map(self._key, self._rows(False, False)))
 
     def __reversed__(self) -> Iterator[K]:
         return map(self._key, self._rows(False, True))
@@ -94,7 +147,7 @@ class StoredItems(_SetLike, ItemsView[K, V]):
         return found is not missing and (found is value or found == value)
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return map(self._item, self._rows(True, False))
+        return chain(self._begin(), map(self._item, self._rows(True, False)))
 
     def __reversed__(self) -> Iterator[tuple[K, V]]:
         return map(self._item, self._rows(True, True))
@@ -104,7 +157,7 @@ class StoredItems(_SetLike, ItemsView[K, V]):
         return dict(iter(self)).items()
 
 
-class StoredValues(ValuesView[V]):
+class StoredValues(_View, ValuesView[V]):
     """`d.values()`."""
 
     def __init__(self, mapping: Mapping[Any, V], rows: Rows, value: Callable[[Row], V]) -> None:
@@ -115,7 +168,7 @@ class StoredValues(ValuesView[V]):
         return any(found is value or found == value for found in self)
 
     def __iter__(self) -> Iterator[V]:
-        return map(self._value, self._rows(True, False))
+        return chain(self._begin(), map(self._value, self._rows(True, False)))
 
     def __reversed__(self) -> Iterator[V]:
         return map(self._value, self._rows(True, True))
