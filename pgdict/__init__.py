@@ -17,6 +17,7 @@ from pgdict.errors import (
 )
 from pgdict.operations import ABSENT
 from pgdict.operations.one import CasResult, Entry
+from pgdict.operations.whole import Stats
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "PgDict",
     "PgDictError",
     "QueryFailed",
+    "Stats",
     "bytes_",
     "json",
     "msgpack",

@@ -12,23 +12,43 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from reprlib import Repr
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from pgdict.codecs import MAX_VALUE_SIZE, Codec, Values
+from pgdict.dumps import Stored
+from pgdict.dumps import read as read_dump
+from pgdict.dumps import write as write_dump
 from pgdict.errors import ConfigError, PgDictError
 from pgdict.keys import MAX_KEY_LENGTH, Keys
-from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Size, Space, expiry, many, one, walk
+from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Size, Space, expiry, many, one, walk, whole
 from pgdict.operations.one import CasResult, Entry
 from pgdict.operations.space import Expiry, Sentinel, seconds
-from pgdict.session import Connection, Durability, Network, Options, Place, Pool, Session, drop_table, opening
+from pgdict.operations.whole import Stats
+from pgdict.session import (
+    Connection,
+    Durability,
+    Network,
+    Options,
+    Place,
+    Pool,
+    Session,
+    drop_table,
+    lock_number,
+    opening,
+    set_durability,
+    sweep_in_background,
+    truncate_table,
+)
 from pgdict.statements import Order
 from pgdict.views import Counted, StoredItems, StoredKeys, StoredValues
 
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+T = TypeVar("T")
 
 Ttl = float | timedelta | None | Sentinel
 Cleanup = Literal["on_read", "background", "manual", "disabled"]
@@ -53,8 +73,9 @@ class PgDict(Counted, MutableMapping[K, V]):
     | atomic | `set_nx`, `increment`, `decrement`, `compare_and_swap`, `get_and_set`, `get_and_delete`, `mutate` |
     | many at once | `get_many`, `set_many`, `delete_many` |
     | in key order | `scan`, `scan_keys`, `count`, `delete_prefix` |
-    | parts | `namespace`, `transaction` |
-    | the rest | `entry`, `url`, `drop`, `close` |
+    | parts and times | `namespace`, `transaction`, `snapshot`, `lock`, `semaphore` |
+    | the whole | `stats`, `dump`, `load`, `set_durability`, `truncate`, `drop` |
+    | the rest | `entry`, `url`, `close` |
 
     Args:
         location: where the data is. None is the environment variable `PGDICT_URL` or else an embedded server in the user's
@@ -77,6 +98,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         create: whether a missing table is created.
         max_key_length: the most bytes that a stored key may have, up to 2600.
         max_value_size: the most bytes that a stored value may have.
+        adopt: whether to share a table that the Rust crate pgkv made: every row is bytes, or text, with `codec="bytes"` or
+            `"text"`. Its keys are given the collation `"C"`, and it a column `seq` when `order="insertion"` asks for it.
         application_name: what `pg_stat_activity` shows.
         min_size: connections that are kept open.
         max_size: the most connections that this process opens.
@@ -116,6 +139,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         create: bool = True,
         max_key_length: int = 1024,
         max_value_size: int = MAX_VALUE_SIZE,
+        adopt: bool = False,
         application_name: str = "pgdict",
         min_size: int = 1,
         max_size: int = 8,
@@ -133,7 +157,10 @@ class PgDict(Counted, MutableMapping[K, V]):
                 raise ConfigError(f"{option} is 1 to {most} bytes, not {number!r}")
         values = Values(codec, max_value_size)
         lifetime = None if ttl is None else seconds(ttl)
-        options = Options(table, schema, order, durability, cleanup != "disabled", create)
+        if adopt and codec not in ("bytes", "text"):
+            raise ConfigError(f"adopt=True needs codec='bytes' or codec='text', not {codec!r}")
+        adopted: Any = codec if adopt else None
+        options = Options(table, schema, order, durability, cleanup != "disabled", create, adopted)
         network = Network(application_name, min_size, max_size, timeout)
         if pool is not None:
             opened = opening.open_pool(pool, options, network)
@@ -142,6 +169,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         else:
             opened = opening.open_location(location, options, network)
         self._session, found, place = opened
+        if cleanup == "background":
+            sweep_in_background(self._session)
         self._space = Space(
             Keys("", max_key_length),
             values,
@@ -666,6 +695,132 @@ class PgDict(Counted, MutableMapping[K, V]):
         """
         return self._session.transaction()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[PgDict[K, V]]:
+        """Lend this dictionary as it is now: read-only, and unchanged however long the block takes.
+
+        `len`, iteration and gets agree with each other, and nothing expires. It has a connection of its own, so this dictionary
+        stays live; what this thread has not yet committed is not in it.
+
+        >>> d["a"] = 1
+        >>> with d.snapshot() as then:
+        ...     d["a"] = 2
+        ...     then["a"], d["a"]
+        (1, 2)
+        """
+        with self._session.snapshot() as session:
+            twin = self._like(replace(self._space, cleans=False))
+            twin._session = session
+            twin._origin = replace(self._origin, lasting=False)
+            yield twin
+
+    def lock(self, name: str, *, timeout: float | None = None) -> AbstractContextManager[None]:
+        """Hold the lock `name` for the block: nobody else does, in any thread, process or machine.
+
+        The server frees it when the holder dies. It belongs to this dictionary or namespace, and to the thread. It is held on a
+        connection of its own, which must not go through a pooler that shares connections between transactions.
+
+        Args:
+            name: any text.
+            timeout: the most seconds to wait; 0 tries once, None waits for ever.
+
+        >>> with d.lock("nightly", timeout=10):
+        ...     pass
+
+        Raises:
+            LockTimeout: somebody else holds it all the while.
+            PgDictError: this thread holds it already, and would wait for itself.
+            ConnectionFailed: at the end of the block, when the lock was lost meanwhile with its connection.
+        """
+        return self._session.locks.held(name, [self._lock_number("lock", name)], timeout)
+
+    def semaphore(self, name: str, n: int, *, timeout: float | None = None) -> AbstractContextManager[None]:
+        """Hold one of the `n` places of the semaphore `name` for the block; like `lock` in all else.
+
+        >>> with d.semaphore("downloads", 3):
+        ...     pass
+        """
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"a semaphore has one place or more, not {n!r}")
+        numbers = [self._lock_number("semaphore", name, str(place)) for place in range(n)]
+        return self._session.locks.held(name, numbers, timeout)
+
+    def _lock_number(self, *names: str) -> int:
+        return lock_number(self._session.table.layout.table, self._space.keys.prefix, *names)
+
+    # Files ----------------------------------------------------------------------------------------------------------
+
+    def dump(self, path: str | PathLike[str], *, progress: bool = False) -> int:
+        """Write all items with their expiry to a file, as of one moment, and return how many.
+
+        The file is JSON lines, readable where JSON holds the values exactly, or msgpack when its name ends in `.msgpack`. It
+        appears when it is complete. Memory stays bounded.
+
+        Args:
+            path: the file.
+            progress: whether to show a progress bar; needs tqdm.
+        """
+        with self.snapshot() as then:
+            entries: Iterable[Stored] = then._entries()
+            return write_dump(Path(path), _with_progress(entries, then) if progress else entries, self._space.values)
+
+    def _entries(self) -> Iterator[Stored]:
+        pages = walk(self._space, values=True)
+        while rows := self._session.run(pages.page()):
+            expires = self._session.run(many.expiries(row[0] for row in rows))
+            for stored, value, codec, *_ in rows:
+                yield Stored(self._space.keys.decode(stored), value, codec, expires.get(stored))
+
+    def load(self, path: str | PathLike[str], *, progress: bool = False) -> int:
+        """Store what `dump` wrote over what is here, all or nothing, and return how many items the file had.
+
+        Args:
+            path: the file.
+            progress: whether to show a progress bar; needs tqdm.
+
+        Raises:
+            InvalidValue: an entry of the file is not one, or its codec is not read here.
+        """
+        entries: Iterable[Stored] = read_dump(Path(path), self._space.values)
+        count = 0
+        with self._session.transaction():
+            for batch in many.entry_buffers(self._space, _with_progress(entries, ()) if progress else entries):
+                self._session.run(many.set_entries(batch))
+                count += len(batch)
+        return count
+
+    # The table ------------------------------------------------------------------------------------------------------
+
+    def stats(self, *, exact: bool = True) -> Stats:
+        """Return how many keys are live and expired, their bytes, the size of the table, and whether a crash emptied it.
+
+        Counting reads all rows; `exact=False` takes what the server noted last, of the whole table. Two or three statements.
+        """
+        table = self._session.table
+        telling = bool(table.layout.sequence) and table.layout.version >= 150000
+        unlogged = table.durability == "unlogged"
+        return self._session.run(whole.stats(self._space, exact=exact, unlogged=unlogged, telling=telling))
+
+    def set_durability(self, durability: Durability) -> None:
+        """Make the table `"unlogged"`, `"async"` or `"sync"`, with the data it has.
+
+        Between unlogged and the others PostgreSQL rewrites the table, while readers and writers wait. Other processes' handles
+        on a table that was unlogged then write as the server's `synchronous_commit` says.
+        """
+        self._root("set_durability")
+        with self._session.connection() as connection:
+            self._session.table = set_durability(connection, self._session.table, durability)
+
+    def truncate(self) -> None:
+        """Empty the table with all its namespaces at once, in little time; readers and writers wait. `clear` is gentler."""
+        self._root("truncate")
+        with self._session.connection() as connection:
+            truncate_table(connection, self._session.table.layout.table)
+
+    def _root(self, method: str) -> None:
+        if self._space.bounds is not None:
+            raise PgDictError(f"{method} is for the whole table: a namespace can be cleared, or call it on the root")
+
     # The rest -------------------------------------------------------------------------------------------------------
 
     def entry(self, key: K) -> Entry:
@@ -686,8 +841,7 @@ class PgDict(Counted, MutableMapping[K, V]):
 
     def drop(self) -> None:
         """Drop the table, with all namespaces. Only from the root."""
-        if self._space.bounds is not None:
-            raise PgDictError("a namespace has no table of its own: clear it, or drop the table from the root")
+        self._root("drop")
         with self._session.connection() as connection:
             drop_table(connection, self._session.table.layout.table)
 
@@ -722,7 +876,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         origin = self._origin
         if not origin.lasting:
             raise TypeError(f"cannot pickle {type(self).__name__!r} on the application's own pool or connection")
-        return _reopened, (type(self), origin.location, origin.options, origin.network, self._space)
+        options = replace(origin.options, durability=self._session.table.durability)
+        return _reopened, (type(self), origin.location, options, origin.network, self._space)
 
 
 @dataclass(slots=True)
@@ -772,10 +927,10 @@ def _pairs(items: Any) -> Iterable[tuple[Any, Any]]:
     return items  # type: ignore[no-any-return]
 
 
-def _with_progress(pairs: Iterable[tuple[Any, Any]], items: Any) -> Iterable[tuple[Any, Any]]:
+def _with_progress(pairs: Iterable[T], items: Any) -> Iterable[T]:
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise ConfigError("progress=True needs tqdm: pip install '.[progress]'") from None
-    bar: Iterable[tuple[Any, Any]] = tqdm(pairs, total=operator.length_hint(items) or None, unit=" items")
+    bar: Iterable[T] = tqdm(pairs, total=operator.length_hint(items) or None, unit=" items")
     return bar

@@ -264,7 +264,9 @@ SWEEP = Family(_SWEEP)
 
 # One sweeper at a time among all processes: the lock ends with the statement.
 SWEEP_ALONE = Statement(
-    _range(_SWEEP, ranged=False).replace("WHERE {expired} AND", "WHERE (SELECT pg_try_advisory_xact_lock($2::bigint)) AND {expired} AND", 1)
+    _range(_SWEEP, ranged=False).replace(
+        "WHERE {expired} AND", "WHERE (SELECT pg_try_advisory_xact_lock($2::bigint)) AND {expired} AND", 1
+    )
 )
 
 SWEEP_TWO = Statement(_range(_SWEEP, ranged=False), chore=True)
@@ -597,6 +599,9 @@ BEAR = "SELECT setval(pg_get_serial_sequence(%s, 'seq'), %s)"
 RESTART_SEQUENCE = "ALTER SEQUENCE {sequence} RESTART"
 
 SET_SEQUENCE = "SELECT setval(%s::regclass, %s)"
+
+FORBIDDEN = {"42501", "25006"}
+"""What the server answers where rights or a standby forbid to write."""
 
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 

@@ -19,7 +19,7 @@ _LENGTH = struct.Struct("!i")
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _EMPTY_ARRAY = struct.Struct("!iiI")
-_TEXT, _BYTEA = 25, 17  # pg_type.oid
+_TEXT, _BYTEA, _TIMESTAMPTZ = 25, 17, 1184  # pg_type.oid
 _NULL_LENGTH = _LENGTH.pack(-1)
 
 TRUE, FALSE = b"\x01", b"\x00"
@@ -105,6 +105,14 @@ def _array(oid: int, items: Collection[bytes]) -> bytes:
     for item in items:
         parts += (pack(len(item)), item)
     return b"".join(parts)
+
+
+def timestamptz_array(items: Collection[bytes | None]) -> bytes:
+    """Return timestamptz values, or NULLs, as a timestamptz[]."""
+    if not items:
+        return _EMPTY_ARRAY.pack(0, 0, _TIMESTAMPTZ)
+    head = _ARRAY.pack(1, 1, _TIMESTAMPTZ, len(items), 1)
+    return head + b"".join(_NULL_LENGTH if item is None else _LENGTH.pack(8) + item for item in items)
 
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)

@@ -5,7 +5,7 @@ Whoever drives it holds no connection while the operation itself runs, so the ca
 run inside, may use the same dictionary.
 """
 
-from pgdict.operations import many, one
+from pgdict.operations import many, one, whole
 from pgdict.operations.pages import ByKey, Pages, Size, walk
 from pgdict.operations.space import ABSENT, DEFAULT, Operation, Request, Rows, Space, expiry
 
@@ -23,4 +23,5 @@ __all__ = [
     "many",
     "one",
     "walk",
+    "whole",
 ]

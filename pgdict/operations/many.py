@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from pgdict import statements as sql
 from pgdict import wire
+from pgdict.errors import InvalidValue
 from pgdict.keys import UnsupportedKey
 from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space
 
@@ -18,6 +20,7 @@ BUFFER = 16 * 1024 * 1024
 _ROW_OVERHEAD = 200  # Python's own bytes for a key and a value, so that many tiny rows stay within the buffer, too
 
 Buffer = dict[bytes, tuple[bytes, bytes]]
+Entries = dict[bytes, tuple[bytes, bytes, datetime | None]]
 
 
 def count(bounds: Bounds | None) -> Operation[int]:
@@ -95,6 +98,39 @@ def buffers(space: Space, pairs: Iterable[tuple[object, object]]) -> Iterator[Bu
             yield buffer
             buffer, size = {}, 0
     yield buffer
+
+
+def expiries(keys: Iterable[bytes]) -> Operation[dict[bytes, datetime]]:
+    """Return when those of the stored keys expire that do."""
+    rows = yield sql.EXPIRIES, (wire.text_array(list(keys)),)
+    return {key: wire.from_timestamptz(moment) for key, moment in rows}
+
+
+def entry_buffers(space: Space, entries: Iterable[tuple[Any, bytes, bytes, datetime | None]]) -> Iterator[Entries]:
+    """Yield entries by stored key, in buffers of bounded size."""
+    buffer: Entries = {}
+    size = 0
+    for key, value, codec, moment in entries:
+        if codec not in space.values.readable:
+            raise InvalidValue(f"key {key!r} is stored with codec {codec.decode()!r}, which this dictionary does not read")
+        stored = space.keys.encode(key)
+        buffer[stored] = value, codec, moment
+        size += len(stored) + len(value) + _ROW_OVERHEAD
+        if size > BUFFER:
+            yield buffer
+            buffer, size = {}, 0
+    yield buffer
+
+
+def set_entries(entries: Entries) -> Operation[None]:
+    """Store entries, each with its own expiry, in one statement."""
+    if entries:
+        values, codecs, moments = zip(*entries.values(), strict=True)
+        expires = wire.timestamptz_array([None if moment is None else wire.timestamptz(moment) for moment in moments])
+        yield (
+            sql.SET_ENTRIES,
+            (wire.text_array(entries), wire.bytea_array(values), wire.text_array(codecs), None, None, expires),
+        )
 
 
 def set_buffer(buffer: Buffer, expiry: Expiry) -> Operation[None]:

@@ -33,16 +33,16 @@ class Stats:
     exact: bool
 
 
-def stats(space: Space, *, exact: bool, born: bool) -> Operation[Stats]:
-    """Count, or estimate; `born` tells whether the table's sequence shows that a crash has emptied it."""
+def stats(space: Space, *, exact: bool, unlogged: bool, telling: bool) -> Operation[Stats]:
+    """Count, or estimate; `telling` is whether the sequence of an unlogged table shows that a crash has emptied it."""
     live, expired, size = None, None, None
     if exact:
         ((live, expired, size),) = yield sql.STATS.over(space.bounds is not None), space.bounds or ()
     else:
         ((live,),) = yield sql.ESTIMATE, ()
     ((table, indexes),) = yield sql.SIZES, ()
-    emptied = None
-    if born:
+    emptied = None if unlogged else False
+    if unlogged and telling:
         ((last,),) = yield sql.LAST_NUMBER, ()
         emptied = wire.from_int8(last) < sql.BORN
     return Stats(

@@ -21,12 +21,11 @@ from pgdict.session.lane import Lane
 from pgdict.session.locks import Locks
 from pgdict.session.sources import Connection, Joined, Source
 from pgdict.session.tables import Table
-from pgdict.statements import BEGIN_SNAPSHOT, Book, Rendered, Statement
+from pgdict.statements import BEGIN_SNAPSHOT, FORBIDDEN, Book, Rendered, Statement
 
 T = TypeVar("T")
 
 _DEADLOCK = {"40001", "40P01"}
-_FORBIDDEN = {"42501", "25006"}
 
 
 class _Ambient(threading.local):
@@ -55,6 +54,7 @@ class Session:
         self._read_only = read_only
         self._ambient = _Ambient()
         self._chores = True
+        self._beginnings: list[Callable[[Session], None]] = []
         self._close = weakref.finalize(self, _finish, source, self.locks, on_close)
         self.table = table
         _sessions.add(self)
@@ -122,7 +122,7 @@ class Session:
             try:
                 return lane.execute(rendered, params)
             except psycopg.Error as error:
-                self._chores = error.sqlstate not in _FORBIDDEN
+                self._chores = error.sqlstate not in FORBIDDEN
             finally:
                 self.source.give(lane)
         return ()
@@ -216,6 +216,11 @@ class Session:
         finally:
             self.source.give(lane)
 
+    def at_begin(self, begin: Callable[[Session], None]) -> None:
+        """Call `begin` now, and in every child that is forked."""
+        self._beginnings.append(begin)
+        begin(self)
+
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
@@ -230,6 +235,8 @@ class Session:
         self._ambient = _Ambient()
         self.source.forked()
         self.locks.forked()
+        for begin in self._beginnings:
+            begin(self)
 
 
 def _commit(lane: Lane, block: AbstractContextManager[object]) -> None:

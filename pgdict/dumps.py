@@ -1,0 +1,121 @@
+r"""Dictionaries ↔ files, one entry after the other, exactly.
+
+A file ending in `.msgpack` holds a stream of msgpack arrays `[stored key, codec, stored value, expires_at]`; any other
+holds a JSON object a line:
+
+    {"key": "user:1", "value": {"name": "Ann"}, "expires_at": "2026-01-02T03:04:05+00:00"}
+    {"stored_key": "\u0001\u0002b00ff", "codec": "msgpack", "base64": "k6FhAQ=="}
+
+`value` is there when JSON holds it exactly, else the stored bytes and their codec; `stored_key` when the key is no string.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from pgdict import codecs
+from pgdict.codecs import Values
+from pgdict.errors import DecodeError, InvalidValue
+from pgdict.keys import MAX_KEY_LENGTH, Keys
+
+_KEYS = Keys(max_length=MAX_KEY_LENGTH)
+
+
+class Stored(NamedTuple):
+    """A key, and its value as the table has it."""
+
+    key: Any
+    value: bytes
+    codec: bytes
+    expires_at: datetime | None
+
+
+def write(path: Path, entries: Iterable[Stored], values: Values) -> int:
+    """Write the entries and return how many; the file appears, or is replaced, when it is complete."""
+    record = _packed if path.suffix == ".msgpack" else _line
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    try:
+        with partial.open("wb") as file:
+            for count, entry in enumerate(entries, start=1):
+                file.write(record(entry, values))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def read(path: Path, values: Values) -> Iterator[Stored]:
+    """Yield the entries of a file.
+
+    Raises:
+        InvalidValue: a record is not one; its place in the file is named.
+    """
+    with path.open("rb") as file:
+        records = msgpack.Unpacker(file, use_list=True, max_buffer_size=0) if path.suffix == ".msgpack" else file
+        parse = _unpacked if path.suffix == ".msgpack" else _parsed
+        for number, record in enumerate(records, start=1):
+            try:
+                yield parse(record, values)
+            except (ValueError, TypeError, KeyError) as error:
+                raise InvalidValue(f"{path}, entry {number}: {error}") from error
+
+
+def _packed(entry: Stored, _: Values) -> bytes:
+    expires = None if entry.expires_at is None else entry.expires_at.isoformat()
+    return msgpack.packb([_KEYS.encode(entry.key), entry.codec.decode(), entry.value, expires])  # type: ignore[no-any-return]
+
+
+def _unpacked(record: Any, _: Values) -> Stored:
+    key, codec, value, expires = record
+    if not (isinstance(key, bytes) and isinstance(codec, str) and isinstance(value, bytes)):
+        raise ValueError("not an array of stored key, codec, stored value and expiry")
+    return Stored(_KEYS.decode(key), value, codec.encode(), _moment(expires))
+
+
+def _line(entry: Stored, values: Values) -> bytes:
+    record: dict[str, Any] = {}
+    key = entry.key
+    record |= {"key": key} if isinstance(key, str) else {"stored_key": _KEYS.encode(key).decode()}
+    try:
+        value = values.decode(key, entry.value, entry.codec)
+        exact = values.encode(value) == (entry.value, entry.codec)
+        text = codecs.json.encode(value).decode() if exact else None
+    except (DecodeError, TypeError, ValueError):
+        text = None
+    if text is None:
+        record |= {"codec": entry.codec.decode(), "base64": base64.b64encode(entry.value).decode()}
+    if entry.expires_at is not None:
+        record["expires_at"] = entry.expires_at.isoformat()
+    line = json.dumps(record)
+    if text is not None:
+        line = f'{line[:-1]}, "value": {text}}}'
+    return line.encode() + b"\n"
+
+
+def _parsed(line: bytes, values: Values) -> Stored:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    key = record["key"] if "key" in record else _KEYS.decode(str(record["stored_key"]).encode())
+    if "value" in record:
+        value, codec = values.encode(codecs.json.decode(json.dumps(record["value"]).encode()))
+    else:
+        value, codec = base64.b64decode(record["base64"], validate=True), str(record["codec"]).encode()
+    return Stored(key, value, codec, _moment(record.get("expires_at")))
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None:
+        raise ValueError(f"expires_at needs a time zone: {text!r}")
+    return moment
