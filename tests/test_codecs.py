@@ -487,12 +487,12 @@ class Zlib(Codec):
 
     name = "zlib"
 
-    def encode(self, value: Any) -> bytes:  # noqa: D102
+    def encode(self, value: Any) -> bytes:
         if type(value) is not str:
             raise LookupError(f"no {value!r}, please")
         return zlib.compress(value.encode(), self.level)
 
-    def decode(self, data: bytes) -> Any:  # noqa: D102
+    def decode(self, data: bytes) -> Any:
         return zlib.decompress(data).decode()
 
 
@@ -504,10 +504,10 @@ class Sealed(Zlib):
 class Careless(Codec):
     name = "careless"
 
-    def encode(self, value: Any) -> Any:  # noqa: D102
+    def encode(self, value: Any) -> Any:
         return value
 
-    def decode(self, data: bytes) -> Any:  # noqa: D102
+    def decode(self, data: bytes) -> Any:
         return data
 
 
