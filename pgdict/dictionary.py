@@ -22,7 +22,10 @@ from pgdict.dumps import Stored
 from pgdict.dumps import read as read_dump
 from pgdict.dumps import write as write_dump
 from pgdict.errors import ConfigError, PgDictError
+from pgdict.fingerprint import name_of
 from pgdict.keys import MAX_KEY_LENGTH, Keys
+from pgdict.memo import Memoizer, memoize
+from pgdict.memo import Options as MemoOptions
 from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Size, Space, expiry, many, one, walk, whole
 from pgdict.operations.one import CasResult, Entry
 from pgdict.operations.space import Expiry, Sentinel, seconds
@@ -73,7 +76,7 @@ class PgDict(Counted, MutableMapping[K, V]):
     | atomic | `set_nx`, `increment`, `decrement`, `compare_and_swap`, `get_and_set`, `get_and_delete`, `mutate` |
     | many at once | `get_many`, `set_many`, `delete_many` |
     | in key order | `scan`, `scan_keys`, `count`, `delete_prefix` |
-    | parts and times | `namespace`, `transaction`, `snapshot`, `lock`, `semaphore` |
+    | parts and times | `namespace`, `transaction`, `snapshot`, `lock`, `semaphore`, `memoize` |
     | the whole | `stats`, `dump`, `load`, `set_durability`, `truncate`, `drop` |
     | the rest | `entry`, `url`, `close` |
 
@@ -747,6 +750,68 @@ class PgDict(Counted, MutableMapping[K, V]):
 
     def _lock_number(self, *names: str) -> int:
         return lock_number(self._session.table.layout.table, self._space.keys.prefix, *names)
+
+    def memoize(
+        self,
+        ttl: float | timedelta | Callable[[Any], float | timedelta | None] | None = None,
+        *,
+        name: str | None = None,
+        key: Callable[..., Any] | None = None,
+        ignore: tuple[str, ...] = (),
+        version: object = None,
+        typed: bool = True,
+        single_flight: bool = True,
+        refresh: float | timedelta | None = None,
+        stale: float | timedelta | None = None,
+        wait: float | timedelta | None = None,
+    ) -> Memoizer:
+        """Return a decorator that keeps a function's results in this dictionary, shared by everybody who uses it.
+
+        However many threads, processes and machines miss a result at once, one computes it and the others get it; if it dies,
+        another takes over. Inside a transaction a call reads, computes and stores as part of it and waits for nobody.
+        Works on functions, methods, and `async def`; exceptions are not stored. A result that the codec refuses raises.
+
+        The function gets `cache_key`, `cache_info`, `cache_clear`, `invalidate`, `refresh` and `__wrapped__`.
+
+        Calls share a result when their arguments are equal, however they are spelled: of the same types and content, the
+        order of dicts and sets aside. Arguments may be what a key or the msgpack codec holds, enums, dataclasses, named tuples,
+        paths, classes, and by content numpy arrays and pandas frames.
+
+        Args:
+            ttl: seconds that a result lives, or a function of the result; None is for ever.
+            name: what the results are stored under; needed for lambdas and functions inside others.
+            key: makes the key from the arguments instead.
+            ignore: parameters that do not count, such as `("self",)`.
+            version: part of the name: change it with the meaning of the results.
+            typed: whether equal numbers of different types are different, `1` and `1.0` and `True`.
+            single_flight: whether one computes for all.
+            refresh: seconds before the end of the ttl from which one caller computes anew while the others get the old result.
+            stale: seconds after the end of the ttl for which the old result is returned when computing anew fails.
+            wait: the most seconds to wait for somebody else's computation, then `LockTimeout`; None is as long as it lives.
+
+        >>> @d.memoize(ttl=3600, name="square")
+        ... def square(n):
+        ...     print("computing")
+        ...     return n * n
+        >>> square(3), square(n=3)
+        computing
+        (9, 9)
+
+        Raises:
+            TypeError: an argument cannot be part of a key; the message names it and the ways out.
+            LockTimeout: see `wait`.
+        """
+        lasting: Any = ttl
+        limits = (None if limit is None else seconds(limit) for limit in (refresh, stale, wait))
+        options = MemoOptions(lasting, key, ignore, typed, single_flight, *limits)
+
+        def decorate(function: Any) -> Any:
+            if isinstance(function, staticmethod | classmethod):
+                return type(function)(decorate(function.__func__))
+            own = (name or name_of(function)) + ("" if version is None else f"@{version}")
+            return memoize(self._session, self.namespace("memo", own)._space, function, options)
+
+        return decorate
 
     # Files ----------------------------------------------------------------------------------------------------------
 

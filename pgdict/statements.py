@@ -87,6 +87,10 @@ ENTRY = Statement(
     reads=True,
 )
 
+GET_AGING = Statement(
+    "SELECT t.value, {codec}, {live}, t.expires_at, {clock} FROM {table} AS t WHERE t.key = $1::text", reads=True
+)
+
 TTL = Statement("SELECT {live}, t.expires_at, {clock} FROM {table} AS t WHERE t.key = $1::text", reads=True)
 
 _NEW_ROW = """
@@ -417,120 +421,87 @@ FIRST = Family(
 )
 
 # Pages ---------------------------------------------------------------------------------------------------------------
-# All have the same columns: key, value (when $1 asks for values), codec, the bytes of the values `before` it, seq, and
-# the mark of the iteration's beginning. A page ends with its last row or with the row that fills $2 bytes; at most $3
-# rows. An iteration ends with the keys that were there when it began: `last` is the largest seq of that moment.
+# All have the same columns: key, value (when $1 asks for values), codec, `read`, seq, and the mark of the iteration's
+# beginning. A page ends with its $3rd row or with the one that fills $2 bytes; then `read` is the number of that row, and
+# NULL means that there is nothing behind it. An iteration ends with the keys that were there when it began: in a table in
+# insertion order the mark is the seq that was then the last in its direction.
 
 
-def _bounded(rows: str, order: str) -> str:
+def _bounded(rows: str, order: str, ours: str = "TRUE") -> str:
     size = "COALESCE(octet_length(p.value), 0)"
     return f"""
-    SELECT p.key, p.value, p.codec, p.before, p.seq, p.mark
+    SELECT p.key, p.value, p.codec, CASE WHEN p.n = $3::bigint OR p.filled >= $2::bigint THEN p.n END, p.seq, p.mark
     FROM (
-        SELECT p.*, sum({size}) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {size} AS before
+        SELECT p.*, {size} AS size, sum({size}) OVER so_far AS filled, row_number() OVER so_far AS n
         FROM ({rows}) AS p
+        WINDOW so_far AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
     ) AS p
-    WHERE p.before < $2::bigint
+    WHERE p.filled - p.size < $2::bigint AND {ours}
     """
 
 
-_BY_SEQ = "p.seq {asc}, p.key {asc}"
-_LAST = "COALESCE($6::bigint, (SELECT max(s.seq) FROM {table} AS s))"
-_COLUMNS = "t.key, CASE WHEN $1::bool THEN t.value END AS value, {codec} AS codec"
-_BEYOND = f"t.seq {{after}}= $4::bigint AND (t.seq, t.key) {{after}} ($4::bigint, $5::text) AND t.seq <= {_LAST}"
-
+# Rows are taken off the index on seq before it is asked whether they are live, ours, and not yet too far: conditions that
+# the planner could take for selective and sort the whole table for. The last of $3 rows is returned in any case, with no
+# codec when it is not ours, to go on from.
 PAGE = Family(
     _bounded(
-        f"""
-            SELECT {_COLUMNS}, t.seq, {_LAST} AS mark
-            FROM {{table}} AS t WHERE {_BEYOND} AND {{live}}
-            ORDER BY t.seq {{asc}}, t.key {{asc}} LIMIT $3::bigint
+        """
+            SELECT t.key, CASE WHEN $1::bool AND t.ours THEN t.value END AS value,
+                CASE WHEN t.ours THEN t.codec END AS codec, t.seq, t.ours, t.mark
+            FROM (
+                SELECT t.key, t.value, {codec} AS codec, t.seq, {live} AND {range:7} AS ours,
+                    COALESCE($6::bigint, (SELECT {end}(s.seq) FROM {table} AS s)) AS mark
+                FROM {table} AS t
+                WHERE t.seq {after}= $4::bigint AND (t.seq <> $4::bigint OR t.key {after} $5::text)
+                ORDER BY t.seq {asc}, t.key {asc} LIMIT $3::bigint
+            ) AS t
         """,
-        _BY_SEQ,
+        "p.seq {asc}, p.key {asc}",
+        "(p.ours OR p.n = $3::bigint) AND p.seq {to} p.mark",
     ),
     reads=True,
     replanned=True,
 )
 
-# A namespace inside a table in insertion order, three ways. Few: all keys of a small one, sorted at once, or a row of
-# NULLs when there are $3 or more; values beyond $2 bytes are left out. Window: ours among the table's next $3 rows, for a
-# namespace that is most of its table, and a row that counts the window's. Sorted: ours after a place, without values, for
-# the rest.
-FEW = Family(
-    f"""
-    WITH few AS MATERIALIZED (
-        SELECT {_COLUMNS}, t.seq FROM {{table}} AS t WHERE {{live}} AND {{range:4}} ORDER BY t.key LIMIT $3::bigint
-    )
-    SELECT p.key, CASE WHEN p.before < $2::bigint THEN p.value END, p.codec, p.before, p.seq, NULL::bigint
-    FROM (
-        SELECT p.*, sum(COALESCE(octet_length(p.value), 0)) OVER (ORDER BY {_BY_SEQ} ROWS UNBOUNDED PRECEDING)
-            - COALESCE(octet_length(p.value), 0) AS before
-        FROM few AS p
-        WHERE (SELECT count(*) FROM few) < $3::bigint
-    ) AS p
-    UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, NULL WHERE (SELECT count(*) FROM few) >= $3::bigint
-    """,
-    reads=True,
-    replanned=True,
-)
-
-WINDOW = Family(
-    f"""
-    WITH window_rows AS MATERIALIZED (
-        SELECT t.*, {_LAST} AS mark FROM {{table}} AS t WHERE {_BEYOND}
-        ORDER BY t.seq {{asc}}, t.key {{asc}} LIMIT $3::bigint
-    )
-    """
-    + _bounded(
-        f"""
-            SELECT {_COLUMNS}, t.seq, t.mark FROM window_rows AS t WHERE {{live}} AND {{range:7}}
-            ORDER BY t.seq {{asc}}, t.key {{asc}}
-        """,
-        _BY_SEQ,
-    )
-    + "UNION ALL SELECT NULL, NULL, NULL, (SELECT count(*) FROM window_rows), NULL, NULL",
-    reads=True,
-    replanned=True,
-)
-
+# The keys of a namespace that is a small part of the table. OFFSET 0 keeps the planner from walking along the index on seq.
 SORTED = Family(
     """
-    SELECT p.key, NULL::bytea, NULL::text, 0::bigint, p.seq, p.mark
-    FROM (
-        SELECT t.key, t.seq, COALESCE($4::bigint, (SELECT max(s.seq) FROM {table} AS s)) AS mark
-        FROM {table} AS t WHERE {live} AND {range:5} OFFSET 0
-    ) AS p
-    WHERE (p.seq, p.key) {after} ($2::bigint, $3::text) AND p.seq <= p.mark
+    SELECT p.key, NULL::bytea, NULL::text, NULL::bigint, p.seq, $4::bigint
+    FROM (SELECT t.key, t.seq FROM {table} AS t WHERE {live} AND {range:5} OFFSET 0) AS p
+    WHERE (p.seq, p.key) {after} ($2::bigint, $3::text) AND p.seq {to} $4::bigint
     ORDER BY p.seq {asc}, p.key {asc} LIMIT $1::bigint
     """,
     reads=True,
     replanned=True,
 )
 
+# OFFSET 0 makes it one look into the index per key, where a join would sometimes read the whole table.
 GET_IN_ORDER = Statement(
     _bounded(
-        f"""
-            SELECT {_COLUMNS}, u.n AS seq, NULL::bigint AS mark
-            FROM unnest($4::text[]) WITH ORDINALITY AS u (k, n) JOIN {{table}} AS t ON t.key = u.k
-            WHERE {{live}} ORDER BY u.n LIMIT $3::bigint
+        """
+            SELECT t.key, CASE WHEN $1::bool THEN t.value END AS value, t.codec, u.n AS seq, NULL::bigint AS mark
+            FROM unnest($4::text[]) WITH ORDINALITY AS u (k, n)
+            CROSS JOIN LATERAL (
+                SELECT t.key, t.value, {codec} AS codec FROM {table} AS t WHERE t.key = u.k AND {live} OFFSET 0
+            ) AS t
+            ORDER BY u.n LIMIT $3::bigint
         """,
         "p.seq",
     ),
     reads=True,
-    replanned=True,
 )
 
 # Pages by key have no `last`; what was created since the iteration began is left out instead, or a loop that adds keys
 # would not end. Rows from the future (the server's clock was set back) are old.
 SCAN = Family(
     _bounded(
-        f"""
-            SELECT {_COLUMNS}, NULL::bigint AS seq, COALESCE($4::timestamptz, {{clock}}) AS mark
-            FROM {{table}} AS t
-            WHERE {{live}} AND {{range:6}}
-                AND (t.created_at <= $4::timestamptz OR t.created_at > {{clock}} OR $4::timestamptz IS NULL)
-            ORDER BY t.key {{asc}} LIMIT $3::bigint OFFSET $5::bigint
+        """
+            SELECT t.key, CASE WHEN $1::bool THEN t.value END AS value, {codec} AS codec, NULL::bigint AS seq,
+                COALESCE($4::timestamptz, {clock}) AS mark
+            FROM {table} AS t
+            WHERE {live} AND {range:6}
+                AND (t.created_at <= $4::timestamptz OR t.created_at > {clock} OR $4::timestamptz IS NULL)
+            ORDER BY t.key {asc} LIMIT $3::bigint OFFSET $5::bigint
         """,
         "p.key {asc}",
     ),

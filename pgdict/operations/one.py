@@ -75,6 +75,12 @@ def _live(space: Space, stored: bytes, row: Row, live: int) -> Operation[bool]:
     return False
 
 
+def sweep_two(space: Space, expiry: Expiry) -> Operation[None]:
+    """Remove two expired rows after one with an expiry was stored, so that a table never read does not grow for ever."""
+    if space.cleans and expiry != NEVER:
+        yield sql.SWEEP_TWO, (_TWO,)
+
+
 def get(space: Space, key: object, default: Any) -> Operation[Any]:
     """Return the value of `key`, or `default`."""
     try:
@@ -87,6 +93,15 @@ def get(space: Space, key: object, default: Any) -> Operation[Any]:
         if space.cleans:
             yield sql.FORGET, (stored,)
     return default
+
+
+def get_aging(space: Space, key: object) -> Operation[tuple[Any, float | None] | None]:
+    """Return the value of `key` and the seconds that it has left (None for ever), or None."""
+    for value, codec, live, expires, now in (yield sql.GET_AGING, (space.keys.encode(key),)):
+        if live == wire.TRUE:
+            left = None if expires is None else wire.seconds_between(now, expires)
+            return space.values.decode(key, value, codec), left
+    return None
 
 
 def has(space: Space, key: object) -> Operation[bool]:
@@ -128,13 +143,15 @@ def ttl(space: Space, key: object) -> Operation[float | None]:
 def set(space: Space, key: object, value: object, expiry: Expiry) -> Operation[None]:  # noqa: A001 - the field's name
     """Store `value` under `key`."""
     yield sql.SET, (space.keys.encode(key), *space.values.encode(value), *expiry)
-    if space.cleans and expiry != NEVER:
-        yield sql.SWEEP_TWO, (_TWO,)
+    yield from sweep_two(space, expiry)
 
 
 def set_nx(space: Space, key: object, value: object, expiry: Expiry) -> Operation[bool]:
     """Store `value` if `key` is absent, and tell whether it was."""
-    return bool((yield sql.SET_NX, (space.keys.encode(key), *space.values.encode(value), *expiry)))
+    rows = yield sql.SET_NX, (space.keys.encode(key), *space.values.encode(value), *expiry)
+    if rows:
+        yield from sweep_two(space, expiry)
+    return bool(rows)
 
 
 def setdefault(space: Space, key: object, value: object, expiry: Expiry) -> Operation[Any]:
@@ -142,7 +159,10 @@ def setdefault(space: Space, key: object, value: object, expiry: Expiry) -> Oper
     params = (space.keys.encode(key), *space.values.encode(value), *expiry)
     while True:
         for born, present, codec in (yield sql.SETDEFAULT, params):
-            return value if born == wire.TRUE else space.values.decode(key, present, codec)
+            if born != wire.TRUE:
+                return space.values.decode(key, present, codec)
+            yield from sweep_two(space, expiry)
+            return value
 
 
 def delete(space: Space, key: object) -> Operation[bool]:
@@ -174,6 +194,7 @@ def exchange(space: Space, key: object, value: object, default: Any, expiry: Exp
     params = (stored, *space.values.encode(value), *expiry)
     while True:
         for live, old, codec in (yield sql.EXCHANGE, (*params, space.readable)):
+            yield from sweep_two(space, expiry)
             return space.values.decode(key, old, codec) if live == wire.TRUE else default
         yield from get(space, key, None)  # says so when the value cannot be read
         if (yield sql.SET_NX, params):
@@ -276,6 +297,8 @@ def increment(space: Space, key: object, by: float, expiry: Expiry) -> Operation
         small = -_SMALL < by < _SMALL
         statement, number = (sql.INCREMENT, wire.int8(by)) if small else (sql.INCREMENT_LARGE, wire.numeric(by))
         for (total,) in (yield statement, (stored, number, *expiry)):
+            if int(total) == by:  # a new number, most likely
+                yield from sweep_two(space, expiry)
             return int(total)
     return (yield from _add(space, key, by, expiry))
 
@@ -293,6 +316,7 @@ def _add(space: Space, key: object, by: float, expiry: Expiry) -> Operation[int 
         data = space.values.encode(total)
         if old is None:
             if (yield sql.SET_NX, (space.keys.encode(key), *data, *expiry)):
+                yield from sweep_two(space, expiry)
                 return total
         elif (yield from _swap(space, key, old, data, None)):
             return total

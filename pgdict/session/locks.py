@@ -62,10 +62,19 @@ class Locks:
         try:
             yield
         except BaseException:
-            self._release(number, connection)
+            self.release(number, connection)
             raise
-        if not self._release(number, connection):
+        if not self.release(number, connection):
             raise ConnectionFailed(f"lock {name!r} was lost with its connection while it was held")
+
+    def holds(self, number: int) -> bool:
+        """Tell whether this process has the lock, or is just asking for it."""
+        return number in self._holders
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until a lock of this process is freed."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def _acquire(self, name: str, numbers: Sequence[int], timeout: float | None) -> tuple[int, Connection]:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -73,7 +82,7 @@ class Locks:
         order = random.sample(numbers, len(numbers))
         while True:
             for number in order:
-                connection = self._try(number)
+                connection = self.attempt(number)
                 if connection is not None:
                     return number, connection
             self._check_own(name, numbers)
@@ -88,8 +97,8 @@ class Locks:
         if all(self._holders.get(number) == threading.get_ident() for number in numbers):
             raise PgDictError(f"this thread already holds lock {name!r}, and would wait for itself")
 
-    def _try(self, number: int) -> Connection | None:
-        """Claim the number among the threads, then ask the server; return the connection on success."""
+    def attempt(self, number: int) -> Connection | None:
+        """Take the lock if nobody has it, and return what `release` needs; never waits."""
         with self._changed:
             if number in self._holders:
                 return None
@@ -108,8 +117,8 @@ class Locks:
                 self._connection = self._connect()
             return self._connection if _answer(self._connection, TRY_LOCK, number) else None
 
-    def _release(self, number: int, connection: Connection) -> bool:
-        """Free the number and return whether it was still held."""
+    def release(self, number: int, connection: Connection) -> bool:
+        """Free the lock and return whether it was still held."""
         if self._pid != os.getpid():  # a forked child holds nothing
             return True
         try:
