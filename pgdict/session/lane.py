@@ -6,7 +6,9 @@ A psycopg cursor costs two to three times what PostgreSQL needs for a single rea
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -39,10 +41,11 @@ _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 class Lane:
     """A connection, what is prepared on it, and whether looking for answers has paid off."""
 
-    __slots__ = ("__weakref__", "_penalty", "_pooled", "_prepared", "_rest", "connection", "fresh", "pgconn", "pid")
+    __slots__ = ("__weakref__", "_penalty", "_pooled", "_prepared", "_rest", "connection", "fresh", "pgconn", "pid", "slot")
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], slot: object = None) -> None:
         self.connection = connection
+        self.slot = slot  # what exists as long as the lane is of use
         self.pgconn = connection.pgconn
         self.pid = os.getpid()
         self.fresh = True
@@ -54,6 +57,19 @@ class Lane:
     def usable(self) -> bool:
         """Whether the connection is open and outside any transaction."""
         return self.pgconn.transaction_status == _IDLE
+
+    def alive(self) -> bool:
+        """Tell whether the connection seems open and ready: the end of one that was closed has arrived."""
+        with suppress(psycopg.OperationalError):
+            self.pgconn.consume_input()
+            self.pgconn.is_busy()  # reads the server's farewell, behind which the end is
+            self.pgconn.consume_input()
+        return self.usable
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.slot = None
+        self.connection.close()
 
     def execute(
         self, statement: Rendered, params: tuple[bytes | None, ...], *, inside: bool = False
@@ -138,13 +154,20 @@ class Lane:
 
     def _stop(self) -> None:
         """Leave no statement running after an error or Ctrl-C; a connection that cannot be stopped is closed."""
-        if self.pgconn.transaction_status != _ACTIVE:
+        pgconn = self.pgconn
+        if pgconn.transaction_status != _ACTIVE:
             return
         try:
-            self.connection.cancel_safe(timeout=2)
-            self.connection.wait(generators.execute(self.pgconn), timeout=2)
+            self.connection.cancel_safe(timeout=1)
+            deadline = time.monotonic() + 1
+            while pgconn.transaction_status == _ACTIVE and time.monotonic() < deadline:
+                pgconn.consume_input()
+                if pgconn.is_busy():
+                    time.sleep(0.001)
+                else:
+                    pgconn.get_result()
         except psycopg.Error:
             pass
         finally:
-            if self.pgconn.transaction_status == _ACTIVE:
-                self.pgconn.finish()
+            if pgconn.transaction_status == _ACTIVE:
+                pgconn.finish()

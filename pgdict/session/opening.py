@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from pgdict import server
 from pgdict.session.failures import translating
 from pgdict.session.session import Session
-from pgdict.session.sources import Borrowed, Connection, Joined, Leases, Network, Pool, reason_of
+from pgdict.session.sources import Borrowed, Connection, Joined, Leases, Network, OwnConnection, Pool
 from pgdict.session.tables import Durability, Options, Table, open_table
 
 
@@ -54,29 +53,18 @@ def _open_pool(
         settings = network.settings(conninfo())
 
         def connect() -> Connection:
-            return psycopg.connect(conninfo(), autocommit=True, prepare_threshold=None, **settings)
+            return OwnConnection.connect(conninfo(), autocommit=True, prepare_threshold=None, **settings)
 
-        with translating(), connect() as connection:
+        with translating():
+            connection = connect()
             table = open_table(connection, options, default=default)
             url = server.as_url(connection.info)
-        leases = Leases(partial(_pool, conninfo, settings, network), network, lambda: reason_of(connect))
     except BaseException:
         leave()
         raise
+    leases = Leases(connect, network, connection)
     session = Session(leases, table, connect, timeout=network.timeout, on_close=leave)
     return session, table, Place(server.mask(url), lambda: url)
-
-
-def _pool(conninfo: Callable[[], str], settings: dict[str, Any], network: Network) -> Pool:
-    return ConnectionPool(
-        conninfo,
-        kwargs=settings | {"autocommit": True, "prepare_threshold": None},
-        min_size=network.min_size,
-        max_size=network.max_size,
-        timeout=network.timeout,
-        name="pgdict",
-        open=True,
-    )
 
 
 def _own(url: str) -> Connection:

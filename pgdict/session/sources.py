@@ -14,21 +14,28 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
-from pgdict.session.failures import message_of, translated, translating
+from pgdict.session.failures import message_of, translating
 from pgdict.session.lane import Lane
 
 Connection = psycopg.Connection[Any]
 Pool = ConnectionPool[Connection]
 
 _IDLE = pq.TransactionStatus.IDLE
-_TURNS = 16
+_TURN = 0.0005  # seconds
 _RECHECK = 0.005  # seconds
 
-IDLE_AFTER = 10.0
-"""Seconds after which an unused connection goes back to the pool, which closes it in its own time."""
+IDLE_AFTER = 30.0
+"""Seconds between two looks for connections that were not used."""
+
+
+class OwnConnection(psycopg.Connection[Any]):
+    """A connection that closes without a warning when it is forgotten: by an interrupted thread, or after a fork."""
+
+    def __del__(self, __warn: Any = None) -> None:
+        """Leave it to libpq's connection, which closes in the process that opened it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,6 @@ class Source(Protocol):
         """Take it back."""
         ...
 
-
     def lost(self) -> None:
         """Note that a connection was lost: the others may be dead as well."""
         ...
@@ -90,27 +96,32 @@ class Source(Protocol):
 
 
 class Leases:
-    """Connections leased from a pool of our own, the last used one first.
+    """Connections of our own, the last used one first.
 
-    The pool's `getconn` and `putconn` cost some 20 µs between system calls, a stack costs 0.2. So the pool only makes, keeps
-    and closes connections, and gets back those that are idle. When all are in use, threads wait here; of the statements that
-    end meanwhile, every sixteenth hands its connection to the first who waits, so that nobody waits for long, and the others
-    need no change of threads.
+    A stack of them costs 0.2 µs, where a pool's `getconn` and `putconn` cost some 20 µs between system calls. When all are in
+    use, threads wait; every half a millisecond a statement that ends hands its connection to one who waits, so that nobody
+    waits for long, and the others need no change of threads.
+
+    A thread may be interrupted (Ctrl-C) between any two steps. So nothing is counted: a connection that is forgotten on the
+    way closes and frees its slot by itself; and no lock is used whose acquisition can be torn, as that of a Condition can.
     """
 
     inside = False
 
-    def __init__(self, connect: Callable[[], Pool], network: Network, reason: Callable[[], str | None]) -> None:
-        self._connect, self._network, self._reason = connect, network, reason
+    def __init__(self, connect: Callable[[], Connection], network: Network, first: Connection) -> None:
+        self._connect, self._network = connect, network
         self._begin()
+        self._free.append(Lane(first, self._reserve()))
 
     def _begin(self) -> None:
         self._free: deque[Lane] = deque()
         self._handed: deque[Lane] = deque()
-        self._leased = self._waiting = self._turn = 0
-        self._changed = threading.Condition()
+        self._bell = threading.Lock()  # acquired to wait, released to wake one who waits
+        self._slots: list[weakref.ref[_Slot]] = []
+        self._reserving = threading.Lock()
+        self._wanted_until = self._handed_at = 0.0
         self._closed = threading.Event()
-        self._pool: Pool | None = None
+        self._tended = False
 
     def take(self) -> Lane:
         """Return a free connection, or wait for one."""
@@ -121,130 +132,118 @@ class Leases:
 
     def give(self, lane: Lane) -> None:
         """Keep a connection for the next statement, unless it is of no use, or somebody has waited long enough for it."""
-        if lane.pgconn.transaction_status != _IDLE or self._closed.is_set():
-            self._return(lane)
+        if lane.pgconn.transaction_status != _IDLE:
+            lane.close()
             return
         lane.fresh = True
-        if self._waiting:
-            self._turn += 1
-            if self._turn % _TURNS == 0:
+        if self._wanted_until:
+            now = time.monotonic()
+            if now > self._wanted_until:
+                self._wanted_until = 0.0
+            elif now - self._handed_at > _TURN:
+                self._handed_at = now
                 self._handed.append(lane)
-                with self._changed:
-                    self._changed.notify()
+                with suppress(RuntimeError):  # it is ringing already
+                    self._bell.release()
                 return
         self._free.append(lane)
+        if self._closed.is_set():
+            self.close()
 
     def _wait(self) -> Lane:
         deadline = time.monotonic() + self._network.timeout
-        with self._changed:
-            self._waiting += 1
-        try:
-            while True:
-                for lanes in (self._handed, self._free):
-                    with suppress(IndexError):
-                        return lanes.popleft()
-                if self._reserve():
-                    return self._lease(deadline - time.monotonic())
-                if time.monotonic() > deadline:
-                    size = self._network.max_size
-                    raise ConnectionFailed(f"all {size} connections were in use for {self._network.timeout:g} s")
-                with self._changed:
-                    self._changed.wait(_RECHECK)
-        finally:
-            with self._changed:
-                self._waiting -= 1
-                if not self._waiting:
-                    self._free.extend(self._handed)
-                    self._handed.clear()
+        failure: Exception | None = None
+        retry, pause = 0.0, 0.01
+        while (now := time.monotonic()) <= deadline:
+            self._wanted_until = now + 4 * _RECHECK
+            for lanes in (self._handed, self._free):
+                with suppress(IndexError):
+                    return lanes.popleft()
+            if now >= retry and (slot := self._reserve()):
+                try:
+                    return Lane(self._connect(), slot)
+                except (psycopg.OperationalError, ConnectionFailed) as error:
+                    failure = error
+                    del slot
+                retry, pause = time.monotonic() + pause, min(2 * pause, 0.25)
+            self._bell.acquire(timeout=_RECHECK)
+        if failure is None:
+            raise ConnectionFailed(f"all {self._network.max_size} connections were in use for {self._network.timeout:g} s")
+        reason = message_of(failure) if isinstance(failure, psycopg.Error) else str(failure)
+        raise ConnectionFailed(f"no connection to PostgreSQL for {self._network.timeout:g} s: {reason}") from failure
 
-    def _reserve(self) -> bool:
-        """Count one more lease, if there may be one more."""
-        with self._changed:
+    def _reserve(self) -> _Slot | None:
+        """Return the right to one more connection, which ends with the object, or None when there are enough."""
+        with self._reserving:
             if self._closed.is_set():
                 raise PgDictError("this PgDict is closed")
-            if self._leased == self._network.max_size:
-                return False
-            self._leased += 1
-            if self._pool is None:
-                self._pool = self._connect()
-                idle = threading.Thread(target=_return_idle, args=(weakref.ref(self), self._closed), name="pgdict-idle")
-                idle.daemon = True
-                idle.start()
-            return True
+            self._slots = [slot for slot in self._slots if slot()]
+            if len(self._slots) >= self._network.max_size:
+                return None
+            slot = _Slot()
+            self._slots.append(weakref.ref(slot))
+            if len(self._slots) > self._network.min_size and not self._tended:
+                self._tend()
+            return slot
 
-    def _lease(self, timeout: float) -> Lane:
-        pool = self._pool
-        try:
-            if pool is None:
-                raise PgDictError("this PgDict is closed")
-            return Lane(pool.getconn(max(timeout, 0.001)))
-        except BaseException as error:
-            with self._changed:
-                self._leased -= 1
-            if isinstance(error, PoolTimeout):
-                raise ConnectionFailed(f"no connection to PostgreSQL: {self._reason() or error}") from error
-            if isinstance(error, psycopg.Error):
-                raise translated(error) from error
-            raise
+    def _tend(self) -> None:
+        """Start the thread that closes idle connections, for as long as the leases exist."""
+        tender = threading.Thread(target=_close_idle, args=(weakref.ref(self), self._closed), name="pgdict-idle", daemon=True)
+        with suppress(RuntimeError):  # the interpreter is shutting down
+            tender.start()
+        self._tended = True
 
-    def _return(self, lane: Lane) -> None:
-        with self._changed:
-            self._leased -= 1
-            pool = self._pool
-        if pool is not None:
-            pool.putconn(lane.connection)
-
-    def return_idle(self) -> None:
-        """Give back the connections that were not used since the last call."""
+    def close_idle(self) -> None:
+        """Close the connections that were not used since the last call, except for the smallest number to be kept."""
+        with suppress(IndexError):
+            while True:  # handed to somebody who no longer waits
+                self._free.appendleft(self._handed.popleft())
+        spare = len(self._free) - self._network.min_size
         for lane in list(self._free):
             if lane.fresh:
                 lane.fresh = False
-                continue
-            with suppress(ValueError):  # it is in use again
-                self._free.remove(lane)
-                self._return(lane)
+            elif spare > 0:
+                spare -= 1
+                with suppress(ValueError):  # it is in use again
+                    self._free.remove(lane)
+                    lane.close()
 
     def lost(self) -> None:
-        """Give back all free connections that are dead."""
-        for lane in list(self._free):
-            with suppress(ValueError):
-                self._free.remove(lane)
-                try:
-                    lane.pgconn.consume_input()
-                except psycopg.Error:
-                    self._return(lane)
-                else:
+        """Close all free connections that are dead."""
+        for _ in range(len(self._free)):
+            with suppress(IndexError):
+                lane = self._free.popleft()
+                if lane.alive():
                     self._free.append(lane)
+                else:
+                    lane.close()
 
     def forked(self) -> None:
-        """Begin anew, and keep the parent's connections from being closed by this process."""
-        _PARENTS.append((self._pool, self._free, self._handed))
+        """Begin anew; the parent's connections do not close in this process."""
         closed = self._closed.is_set()
         self._begin()
         if closed:
             self._closed.set()
 
     def close(self) -> None:
-        """Close the pool and all its connections."""
+        """Close all connections, those in use when they are given back."""
         self._closed.set()
-        with suppress(IndexError):
-            while True:
-                self._return(self._free.pop())
-        with self._changed:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+        for lanes in (self._free, self._handed):
+            with suppress(IndexError):
+                while True:
+                    lanes.pop().close()
 
 
-_PARENTS: list[object] = []
+class _Slot:
+    """The right to one connection."""
 
 
-def _return_idle(source: weakref.ref[Leases], closed: threading.Event) -> None:
+def _close_idle(source: weakref.ref[Leases], closed: threading.Event) -> None:
     while not closed.wait(IDLE_AFTER):
         leases = source()
         if leases is None:
             return
-        leases.return_idle()
+        leases.close_idle()
         del leases
 
 
@@ -264,12 +263,14 @@ class Borrowed:
         lane = self._lanes.get(connection)
         if lane is None:
             lane = self._lanes[connection] = Lane(connection)
+        lane.connection = connection
         return lane
 
     def give(self, lane: Lane) -> None:
         """Return it."""
-        self._pool.putconn(lane.connection)
-
+        connection = lane.connection
+        del lane.connection  # which the pool may close and forget
+        self._pool.putconn(connection)
 
     def lost(self) -> None:
         """Leave it to the pool, which discards broken connections when they return."""
@@ -311,7 +312,6 @@ class Joined:
         """Let others use it."""
         self._turn.release()
 
-
     def lost(self) -> None:
         """Leave it to the application."""
 
@@ -323,12 +323,3 @@ class Joined:
         if not self._closed:
             self._closed = True
             self._close()
-
-
-def reason_of(connect: Callable[[], Connection]) -> str | None:
-    """Try to connect and return why it fails, or None when it does not."""
-    try:
-        connect().close()
-    except psycopg.Error as error:
-        return message_of(error)
-    return None
