@@ -43,3 +43,10 @@ __all__ = [
     "pickle",
     "text",
 ]
+
+
+def load_ipython_extension(shell: object) -> None:
+    """Do what `%load_ext pgdict` asks for."""
+    from pgdict.magics import register  # only a shell needs it
+
+    register(shell)

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from reprlib import Repr
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
+from pgdict import display
 from pgdict.codecs import MAX_VALUE_SIZE, Codec, Values
 from pgdict.dumps import Stored
 from pgdict.dumps import read as read_dump
@@ -26,9 +26,9 @@ from pgdict.fingerprint import name_of
 from pgdict.keys import MAX_KEY_LENGTH, Keys
 from pgdict.memo import Memoizer, memoize
 from pgdict.memo import Options as MemoOptions
-from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Size, Space, expiry, many, one, walk, whole
+from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Space, expiry, many, one, walk, whole
 from pgdict.operations.one import CasResult, Entry
-from pgdict.operations.space import Expiry, Sentinel, seconds
+from pgdict.operations.space import Expiry, Sentinel, amount, seconds
 from pgdict.operations.whole import Stats
 from pgdict.session import (
     Connection,
@@ -56,10 +56,8 @@ T = TypeVar("T")
 Ttl = float | timedelta | None | Sentinel
 Cleanup = Literal["on_read", "background", "manual", "disabled"]
 _CLEANUPS = ("on_read", "background", "manual", "disabled")
-_SHOWN = 10
+_COUNTED, _COMPLETIONS = 100_000, 200
 
-_short = Repr()
-_short.maxstring = _short.maxother = 60
 
 
 class PgDict(Counted, MutableMapping[K, V]):
@@ -577,7 +575,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         first = next(buffers)
         second = next(buffers, None)
         if second is None:
-            self._session.run(many.set_buffer(first, lifetime))
+            self._session.run(many.set_buffer(self._space, first, lifetime))
         else:
             stage = f"pgdict_stage_{secrets.token_hex(8)}"
             with self._session.transaction():
@@ -625,9 +623,8 @@ class PgDict(Counted, MutableMapping[K, V]):
     def _scanned(
         self, values: bool, prefix: str, limit: int | None, offset: int, after: Any, reverse: bool
     ) -> Iterator[tuple[Any, ...]]:
-        for name, number in (("limit", limit), ("offset", offset)):
-            if number is not None and (not isinstance(number, int) or number < 0):
-                raise ValueError(f"{name} is a number of pairs, not {number!r}")
+        limit = None if limit is None else amount("limit", limit)
+        offset = amount("offset", offset)
         low, high = self._space.range(prefix)
         if after is not ABSENT:
             place = self._space.keys.encode(after)
@@ -929,13 +926,32 @@ class PgDict(Counted, MutableMapping[K, V]):
         """Return the first items, without reading the whole table."""
         if self._session.closed:
             return "<closed>"
-        pages = walk(self._space, values=True, size=Size(_SHOWN + 1, 64 * 1024))
         try:
-            rows = self._session.run(pages.page())
-            shown = [": ".join(map(_short.repr, self._space.item(row))) for row in rows[:_SHOWN]]
+            lines, more = self._session.run(whole.preview(self._space, display.SHOWN))
         except PgDictError as error:
             return f"<{error}>"
-        return "{" + ", ".join(shown + ["..."] * (len(rows) > _SHOWN)) + "}"
+        return "{" + ", ".join([f"{display.brief(i.key)}: {display.brief(i.value)}" for i in lines] + ["..."] * more) + "}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"{type(self).__name__}(...)" if cycle else repr(self))
+
+    def _repr_html_(self) -> str:
+        """Return a table of the first items, for notebooks."""
+        title = f"{type(self).__name__} {self._origin.options.table} {self._space.keys.prefix}".strip()
+        place = self._origin.place.name
+        if self._session.closed:
+            return display.html(title, f"closed, {place}", [], more=False)
+        try:
+            lines, more = self._session.run(whole.preview(self._space, display.SHOWN))
+            count = self._session.run(whole.count_some(self._space, _COUNTED + 1))
+        except PgDictError as error:
+            return display.html(title, f"{error}, {place}", [], more=False)
+        items = f"more than {_COUNTED:,} items" if count > _COUNTED else f"{count:,} items"
+        return display.html(title, f"{items}, {place}", lines, more)
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        """Return keys for `d["us<TAB>`: those that begin with what is typed, some hundred at most."""
+        return list(self.scan_keys(display.typed_prefix(), limit=_COMPLETIONS))
 
     def __reduce__(self) -> tuple[Any, ...]:
         origin = self._origin

@@ -44,8 +44,9 @@ def write(path: Path, entries: Iterable[Stored], values: Values) -> int:
     count = 0
     try:
         with partial.open("wb") as file:
-            for count, entry in enumerate(entries, start=1):
+            for entry in entries:
                 file.write(record(entry, values))
+                count += 1
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -347,6 +347,20 @@ ESTIMATE = Statement("SELECT GREATEST(c.reltuples, 0)::bigint FROM pg_class AS c
 
 SIZES = Statement("SELECT pg_table_size({oid}), pg_indexes_size({oid})", reads=True)
 
+# What a person is shown: values of more than $2 bytes are too long to look at.
+PREVIEW = Statement(
+    """
+    SELECT t.key, CASE WHEN octet_length(t.value) <= $2::bigint THEN t.value END, {codec}, octet_length(t.value)::bigint,
+        t.expires_at, {clock}
+    FROM {table} AS t WHERE t.key = ANY ($1::text[]) AND {live}
+    """,
+    reads=True,
+)
+
+COUNT_SOME = Family(
+    "SELECT count(*) FROM (SELECT FROM {table} AS t WHERE {live} AND {range:2} LIMIT $1::bigint) AS counted", reads=True
+)
+
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 
 STAGE = Statement("CREATE TEMPORARY TABLE {stage} (key text COLLATE \"C\", value bytea, codec text, place bigint)")

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pgdict import statements as sql
 from pgdict import wire
-from pgdict.operations.space import Operation, Space
+from pgdict.errors import DecodeError
+from pgdict.operations.pages import Size, walk
+from pgdict.operations.space import Operation, Row, Space
+
+_LONGEST_SHOWN = wire.int8(64 * 1024)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Long:
+    """Stands for a value that is too long to look at."""
+
+    codec: str
+
+    def __repr__(self) -> str:
+        return f"<{self.codec}>"
+
+
+class Glimpse(NamedTuple):
+    """An item as a person is shown it."""
+
+    key: Any
+    value: Any
+    """A `DecodeError` when it cannot be read, a `Long` when it is too long to look at."""
+    seconds: float | None
+    """Until it expires."""
+    size: int
+    """Bytes of the stored value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +81,29 @@ def stats(space: Space, *, exact: bool, unlogged: bool, telling: bool) -> Operat
         emptied,
         exact,
     )
+
+
+def preview(space: Space, most: int) -> Operation[tuple[list[Glimpse], bool]]:
+    """Return the first items, and whether there are more."""
+    rows = yield from walk(space, values=False, size=Size(rows=most + 1)).page()
+    keys = [row[0] for row in rows[:most]]
+    details = yield sql.PREVIEW, (wire.text_array(keys), _LONGEST_SHOWN)
+    by_key = {row[0]: row for row in details}
+    return [_glimpse(space, by_key[key]) for key in keys if key in by_key], len(rows) > most
+
+
+def _glimpse(space: Space, row: Row) -> Glimpse:
+    stored, data, codec, size, expires, now = row
+    key, value = stored, None
+    try:
+        key = space.keys.decode(stored)
+        value = Long(codec.decode()) if data is None else space.values.decode(key, data, codec)
+    except DecodeError as error:
+        value = error
+    return Glimpse(key, value, None if expires is None else wire.seconds_between(now, expires), wire.from_int8(size))
+
+
+def count_some(space: Space, most: int) -> Operation[int]:
+    """Count the live keys, but no further than `most`."""
+    ((number,),) = yield sql.COUNT_SOME.over(space.bounds is not None), (wire.int8(most), *(space.bounds or ()))
+    return wire.from_int8(number)
