@@ -11,7 +11,8 @@ from pgdict import statements as sql
 from pgdict import wire
 from pgdict.errors import InvalidValue
 from pgdict.keys import UnsupportedKey
-from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space
+from pgdict.operations.one import sweep_two
+from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space, amount
 
 BATCH = 5_000
 """Keys asked for, or deleted, by one statement."""
@@ -43,7 +44,7 @@ def clear(bounds: Bounds | None) -> Operation[int]:
 
 def sweep(space: Space, limit: int | None) -> Operation[int]:
     """Delete expired rows, at most `limit`, leaving those that somebody is writing, and return how many."""
-    params = (None if limit is None else wire.int8(limit), *(space.bounds or ()))
+    params = (None if limit is None else wire.int8(amount("limit", limit)), *(space.bounds or ()))
     ((number,),) = yield sql.SWEEP.over(space.bounds is not None), params
     return wire.from_int8(number)
 
@@ -133,12 +134,13 @@ def set_entries(entries: Entries) -> Operation[None]:
         )
 
 
-def set_buffer(buffer: Buffer, expiry: Expiry) -> Operation[None]:
+def set_buffer(space: Space, buffer: Buffer, expiry: Expiry) -> Operation[None]:
     """Store what one buffer holds, in one statement."""
     if buffer:
         values, codecs = zip(*buffer.values(), strict=True)
         params = (wire.text_array(buffer), wire.bytea_array(values), wire.text_array(codecs), *expiry)
         yield sql.SET_MANY, params
+        yield from sweep_two(space, expiry, len(buffer))
 
 
 def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operation[None]:

@@ -16,7 +16,6 @@ from pgdict.operations.space import ABSENT, NEVER, Expiry, Operation, Row, Space
 
 _SMALL = 10**18
 _LARGE = 10**999
-_TWO = wire.int8(2)
 _LOOKS = 10
 _PAUSE = wire.float8(0.005)
 
@@ -75,10 +74,10 @@ def _live(space: Space, stored: bytes, row: Row, live: int) -> Operation[bool]:
     return False
 
 
-def sweep_two(space: Space, expiry: Expiry) -> Operation[None]:
-    """Remove two expired rows after one with an expiry was stored, so that a table never read does not grow for ever."""
+def sweep_two(space: Space, expiry: Expiry, times: int = 1) -> Operation[None]:
+    """Remove two expired rows for each that was stored with an expiry: a table that nobody reads does not grow for ever."""
     if space.cleans and expiry != NEVER:
-        yield sql.SWEEP_TWO, (_TWO,)
+        yield sql.SWEEP_TWO, (wire.int8(2 * times),)
 
 
 def get(space: Space, key: object, default: Any) -> Operation[Any]:

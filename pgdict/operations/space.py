@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -92,12 +91,19 @@ class Space:
         return self.item(row)[1]
 
 
+def amount(name: str, number: int) -> int:
+    """Return a number of rows, checked, and within a bigint."""
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"{name} is a number of rows, not {number!r}")
+    return min(number, 2**63 - 1)
+
+
 def seconds(ttl: float | timedelta) -> float:
     """Return a time to live in seconds, checked: positive, finite, and no more than a thousand years."""
     number = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"a ttl is a number of seconds, a timedelta or None, not {type(ttl).__name__}: {ttl!r}")
-    if math.isnan(number) or not 0 < number <= _LONGEST_TTL:
+    if not 0 < number <= _LONGEST_TTL:  # a NaN neither
         raise ValueError(f"a ttl lies above 0 seconds and within a thousand years, not {ttl!r}")
     return max(number, 0.000_001)
 
