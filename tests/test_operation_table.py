@@ -302,3 +302,18 @@ def test_entry_of_each_codec(stage: Stage) -> None:
     assert text.updated_at > number.updated_at
     assert text.expires_at is not None
     assert (text.expires_at - text.updated_at).total_seconds() == pytest.approx(60)
+
+
+def test_a_block_that_writes_the_key_itself(stage: Stage) -> None:
+    """What a `mutate` block holds at its end is stored, also when the block has written, expired or removed the key."""
+    d = stage.d
+    for meddle in (
+        lambda: d.set("k", "other", ttl=NEW_TTL),
+        lambda: d.pop("k"),
+        lambda: d.set("k", "dead", ttl=1e-6),
+    ):
+        stage.prepare("expiring", "old")
+        with d.mutate("k") as box:
+            box.value += "er"
+            meddle()
+        assert d["k"] == "older"

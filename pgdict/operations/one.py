@@ -264,8 +264,12 @@ def write_back(
     new = space.values.encode(value)
     if new == old and expiry is None:
         return
-    if not (yield from _swap(space, key, old, new, expiry)):  # it has expired meanwhile
-        yield sql.SET_NX, (space.keys.encode(key), *new, *(space.expiry if expiry is None else expiry))
+    while not (yield from _swap(space, key, old, new, expiry)):  # it has expired, or the block itself wrote it
+        present = yield from _read(space, key)
+        if present is not None:
+            old = present
+        elif (yield sql.SET_NX, (space.keys.encode(key), *new, *(space.expiry if expiry is None else expiry))):
+            return
 
 
 def compare_and_swap(space: Space, key: object, expected: object, new: object, expiry: Expiry | None) -> Operation[CasResult]:
