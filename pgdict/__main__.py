@@ -13,7 +13,7 @@ def main() -> None:
     try:
         from pgdict.cli import app
     except ModuleNotFoundError as missing:
-        complain(f"the command needs {missing.name}: pip install '.[cli]'", 2)
+        complain(f"the command needs {str(missing.name).partition('.')[0]}: pip install '.[cli]'", 2)
     try:
         app(prog_name="pgdict")
     except ConfigError as error:
