@@ -243,6 +243,21 @@ MOVE_FIRST = Statement(
 
 PAUSE = Statement("SELECT pg_sleep($1::float8)", reads=True)
 
+# Transactions --------------------------------------------------------------------------------------------------------
+# Savepoints of one name hide each other, and are found again in the reverse order.
+
+BEGIN = Statement("BEGIN")
+
+COMMIT = Statement("COMMIT")
+
+ROLLBACK = Statement("ROLLBACK")
+
+SAVEPOINT = Statement("SAVEPOINT pgdict")
+
+RELEASE = Statement("RELEASE SAVEPOINT pgdict")
+
+ROLLBACK_TO = Statement("ROLLBACK TO SAVEPOINT pgdict")
+
 # Expired rows --------------------------------------------------------------------------------------------------------
 
 FORGET = Statement(

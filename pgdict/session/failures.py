@@ -42,9 +42,9 @@ class Unsent(psycopg.OperationalError):
 
 
 @contextmanager
-def translating() -> Iterator[None]:
-    """Raise ours for the driver's errors of the block."""
+def translating(*, wrote: bool = False) -> Iterator[None]:
+    """Raise ours for the driver's errors of the block; `wrote` when it may have changed something for good."""
     try:
         yield
     except psycopg.Error as error:
-        raise translated(error) from error
+        raise translated(error, wrote=wrote) from error

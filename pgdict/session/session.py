@@ -7,25 +7,42 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
 import psycopg
 from psycopg import pq
 
-from pgdict.errors import PgDictError, QueryFailed
+from pgdict.errors import ConnectionFailed, PgDictError, QueryFailed
 from pgdict.operations import Operation, Rows
 from pgdict.session.failures import REFUSED, Unsent, translated, translating
 from pgdict.session.lane import Lane
 from pgdict.session.locks import Locks
 from pgdict.session.sources import Connection, Joined, Source
 from pgdict.session.tables import Table
-from pgdict.statements import BEGIN_SNAPSHOT, FORBIDDEN, Book, Rendered, Statement
+from pgdict.statements import (
+    BEGIN,
+    BEGIN_SNAPSHOT,
+    COMMIT,
+    FORBIDDEN,
+    RELEASE,
+    ROLLBACK,
+    ROLLBACK_TO,
+    SAVEPOINT,
+    Book,
+    Rendered,
+    Statement,
+)
 
 T = TypeVar("T")
 
+_INTRANS, _INERROR = pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
 _DEADLOCK = {"40001", "40P01"}
+
+
+_WHOLE = BEGIN, COMMIT, (ROLLBACK,)
+_NESTED = SAVEPOINT, RELEASE, (ROLLBACK_TO, RELEASE)
 
 
 class _Ambient(threading.local):
@@ -108,7 +125,7 @@ class Session:
             return ()
         if self._read_only and not rendered.reads:
             raise PgDictError("a snapshot is read-only")
-        with translating():
+        with translating(wrote=lane.usable and not rendered.reads):
             if rendered.copies and params[0] is not None:
                 lane.copy(rendered, params[0])
                 return ()
@@ -156,31 +173,54 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make the statements of this thread one transaction, or one savepoint inside of it."""
+        """Make the statements of this thread one transaction, or one savepoint inside of it.
+
+        psycopg's own blocks note on the client how they nest, which an interruption (Ctrl-C) between two steps would tear.
+        """
         outer = self._ambient.lane
-        lane = outer or self.source.take()
+        lane = outer or self._lend()
+        begin, commit, undo = _WHOLE if lane.usable else _NESTED
         try:
-            with translating():
-                block = lane.connection.transaction()
-                block.__enter__()
+            self._control(lane, begin)
             self._ambient.lane = lane
             try:
                 yield
             except BaseException as error:
-                if lane.pid != os.getpid():  # a forked child leaves its parent's transaction alone
-                    raise
-                with translating():
-                    ended = block.__exit__(type(error), error, error.__traceback__)
-                if not ended:
+                if lane.pid == os.getpid():  # a forked child leaves its parent's transaction alone
+                    with suppress(ConnectionFailed):  # which is an undoing, too
+                        self._control(lane, *undo)
+                if not isinstance(error, psycopg.Rollback):
                     raise
             else:
                 if lane.pid == os.getpid():
-                    _commit(lane, block)
+                    self._commit(lane, commit, undo)
         finally:
             if outer is None:
                 self._ambient.lane = None
                 if lane.pid == os.getpid():
                     self.source.give(lane)
+
+    def _commit(self, lane: Lane, commit: Statement, undo: tuple[Statement, ...]) -> None:
+        status = lane.pgconn.transaction_status
+        if status == _INERROR:
+            self._control(lane, *undo)
+            raise QueryFailed("the transaction is rolled back: a statement inside it has failed", "25P02")
+        if status != _INTRANS:
+            raise ConnectionFailed("the transaction is rolled back: its connection was lost")
+        self._control(lane, commit, wrote=commit is COMMIT)
+
+    def _control(self, lane: Lane, *statements: Statement, wrote: bool = False) -> None:
+        with translating(wrote=wrote), lane.connection.lock:
+            for statement in statements:
+                lane.execute(self._book[statement], (), inside=True)
+
+    def _lend(self) -> Lane:
+        """Take a connection for several statements: one that is alive, as the first of them will not be repeated."""
+        while True:
+            lane = self.source.take()
+            if self.source.inside or lane.alive():
+                return lane
+            self.source.give(lane)
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
@@ -209,7 +249,7 @@ class Session:
             with translating():
                 yield lane.connection
             return
-        lane = self.source.take()
+        lane = self._lend()
         try:
             with translating():
                 yield lane.connection
@@ -237,16 +277,6 @@ class Session:
         self.locks.forked()
         for begin in self._beginnings:
             begin(self)
-
-
-def _commit(lane: Lane, block: AbstractContextManager[object]) -> None:
-    if lane.pgconn.transaction_status == pq.TransactionStatus.INERROR:
-        failed = QueryFailed("the transaction is rolled back: a statement inside it has failed", "25P02")
-        with translating():
-            block.__exit__(QueryFailed, failed, None)
-        raise failed
-    with translating():
-        block.__exit__(None, None, None)
 
 
 def _finish(source: Source, locks: Locks, on_close: Callable[[], None]) -> None:
