@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from itertools import chain
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, TypeVar
 
 K = TypeVar("K")
@@ -86,6 +86,11 @@ def _reflected(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
 
 class _View(Counted):
     _mapping: Mapping[Any, Any]
+
+    @property
+    def mapping(self) -> MappingProxyType[Any, Any]:
+        """The dictionary, to be read only, as dict's views have it."""
+        return MappingProxyType(self._mapping)
 
     def _count(self) -> int:
         return len(self._mapping)

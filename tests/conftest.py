@@ -17,6 +17,8 @@ import pytest
 from pgdict import PgDict
 from pgdict.server import join
 
+pytest.register_assert_rewrite("mapping_contract")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make one directory for all workers of a run: not pytest's own, which root's server cannot enter."""

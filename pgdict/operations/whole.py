@@ -85,7 +85,10 @@ def stats(space: Space, *, exact: bool, unlogged: bool, telling: bool) -> Operat
 
 def preview(space: Space, most: int) -> Operation[tuple[list[Glimpse], bool]]:
     """Return the first items, and whether there are more."""
-    rows = yield from walk(space, values=False, size=Size(rows=most + 1)).page()
+    pages = walk(space, values=False, size=Size(rows=most + 1))
+    rows: list[Row] = []
+    while len(rows) <= most and (page := (yield from pages.page())):
+        rows += page
     keys = [row[0] for row in rows[:most]]
     details = yield sql.PREVIEW, (wire.text_array(keys), _LONGEST_SHOWN)
     by_key = {row[0]: row for row in details}
