@@ -34,8 +34,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def remove_server(directory: Path) -> None:
-    """Remove an embedded server's directory when the server, left by all its users, has ended."""
-    if (lock := directory / "server.lock").exists():
+    """Remove a directory when the embedded servers in it, left by all their users, have ended."""
+    for lock in directory.rglob("server.lock"):
         with lock.open() as server:
             fcntl.flock(server, fcntl.LOCK_EX)
     shutil.rmtree(directory)
