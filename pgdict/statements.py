@@ -424,20 +424,24 @@ POPITEM = Family(
 )
 
 # A namespace inside a table in insertion order: neither the index on seq (a walk over everybody else's rows) nor a sort
-# (of a large namespace) is right for every size. So the first thousand rows of the table are walked, and only when
-# none of them is ours, ours are sorted.
+# (of a large namespace) is right for every size. So ours among the table's first thousand rows are tried, and then the
+# first thousand of ours, sorted: `+ 0` keeps the planner from walking the index on seq. LIMIT 1 tries them one by one.
 POPITEM_AMONG = Family(
     """
     DELETE FROM {table} AS t
-    WHERE t.key = COALESCE(
-        (
-            SELECT t.key FROM {table} AS t
-            WHERE {live} AND {range:2}
-                AND t.seq {to} (SELECT {end}(w.seq) FROM (SELECT t.seq FROM {table} AS t ORDER BY {by} LIMIT 1000) AS w)
-            ORDER BY {by} LIMIT 1 FOR UPDATE SKIP LOCKED
-        ), (
-            SELECT t.key FROM {table} AS t WHERE {live} AND {range:2} ORDER BY {by} LIMIT 1 FOR UPDATE SKIP LOCKED
-        )
+    WHERE t.key = (
+        SELECT t.key
+        FROM (
+            SELECT t.key FROM (SELECT t.key FROM {table} AS t ORDER BY {by} LIMIT 1000) AS t WHERE {range:2}
+            UNION ALL
+            SELECT s.key FROM (
+                SELECT t.key FROM {table} AS t WHERE {live} AND {range:2} ORDER BY t.seq + 0 {asc}, t.key {asc} LIMIT 1000
+            ) AS s
+        ) AS c
+        CROSS JOIN LATERAL (
+            SELECT t.key FROM {table} AS t WHERE t.key = c.key AND {live} FOR UPDATE SKIP LOCKED
+        ) AS t
+        LIMIT 1
     ) AND {codec} = ANY ($1::text[]) AND {durable}
     RETURNING t.key, t.value, {codec}
     """
@@ -445,6 +449,15 @@ POPITEM_AMONG = Family(
 
 FIRST = Family(
     "SELECT t.key, t.value, {codec} FROM {table} AS t WHERE {live} AND {range:1} ORDER BY {by} LIMIT 1",
+    reads=True,
+    replanned=True,
+)
+
+FIRST_AMONG = Family(
+    """
+    SELECT t.key, t.value, {codec} FROM {table} AS t
+    WHERE {live} AND {range:1} ORDER BY t.seq + 0 {asc}, t.key {asc} LIMIT 1
+    """,
     reads=True,
     replanned=True,
 )

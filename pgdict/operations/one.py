@@ -349,8 +349,8 @@ def popitem(space: Space, last: bool) -> Operation[tuple[Any, Any] | None]:
     While all that is there is being written it looks again, for some 50 ms.
     """
     among = space.order == "insertion" and space.bounds is not None
-    statement = (sql.POPITEM_AMONG if among else sql.POPITEM).over(space.bounds is not None, last)
-    first = sql.FIRST.over(space.bounds is not None, last)
+    families = (sql.POPITEM_AMONG, sql.FIRST_AMONG) if among else (sql.POPITEM, sql.FIRST)
+    statement, first = (family.over(space.bounds is not None, last) for family in families)
     bounds = space.bounds or ()
     for _ in range(_LOOKS):
         for row in (yield statement, (space.readable, *bounds)):
