@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import pytest
 from strategies import exact
 
 from pgdict import ABSENT, CasResult, Entry, PgDict
+from pgdict.operations import DEFAULT
 
 DEFAULT_TTL, OLD_TTL, NEW_TTL = 5000, 1000, 100
 BIG, LONG = 10**30, 10**2000
@@ -238,7 +240,7 @@ class Stage:
 @pytest.fixture(scope="module", params=["root", "namespace"])
 def stage(request: pytest.FixtureRequest, server_url: str) -> Iterator[Stage]:
     """A dictionary with a default time to live: the root of a table, or a namespace."""
-    name = f"operations_{request.param}"
+    name = f"operations_{request.param}_{os.getpid()}"
     with (
         PgDict[Any, Any](server_url, table=name, ttl=DEFAULT_TTL) as root,
         psycopg.connect(server_url, autocommit=True) as raw,
@@ -304,16 +306,22 @@ def test_entry_of_each_codec(stage: Stage) -> None:
     assert (text.expires_at - text.updated_at).total_seconds() == pytest.approx(60)
 
 
-def test_a_block_that_writes_the_key_itself(stage: Stage) -> None:
-    """What a `mutate` block holds at its end is stored, also when the block has written, expired or removed the key."""
+@pytest.mark.parametrize("meddle", [lambda d: d.set("k", "other"), lambda d: d.pop("k")])
+def test_a_block_that_writes_the_key_itself(stage: Stage, meddle: Callable[[D], Any]) -> None:
+    """What a `mutate` block holds at its end is stored, also when the block itself has set or removed the key."""
+    stage.prepare("live", "old")
+    with stage.d.mutate("k") as box:
+        box.value += "er"
+        meddle(stage.d)
+    assert stage.d["k"] == "older"
+
+
+def test_a_key_that_expires_during_a_block(stage: Stage) -> None:
+    """A `mutate` block keeps the expiry of the key, so that what it made of one that expires meanwhile is gone too."""
     d = stage.d
-    for meddle in (
-        lambda: d.set("k", "other", ttl=NEW_TTL),
-        lambda: d.pop("k"),
-        lambda: d.set("k", "dead", ttl=1e-6),
-    ):
-        stage.prepare("expiring", "old")
-        with d.mutate("k") as box:
+    for ttl, left in ((DEFAULT, None), (NEW_TTL, "older")):
+        stage.prepare("live", "old")
+        with d.mutate("k", ttl=ttl) as box:
+            d.expire("k", 1e-6)
             box.value += "er"
-            meddle()
-        assert d["k"] == "older"
+        assert d.get("k") == left
