@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import psycopg
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from pgdict import PgDict, __version__, demo
@@ -69,13 +70,16 @@ def info(
     """Show where the data is, the server's version, and the size of one dictionary."""
     where = locate(url)
     with PgDict[object, object](where, table=table, create=False) as d, psycopg.connect(d.url) as connection:
+        stats = d.stats()
         grid = Table.grid(padding=(0, 2))
         for row in (
             ("pgdict", __version__),
             ("location", f"{where} (embedded)" if isinstance(where, Path) else mask(where)),
             ("server", f"PostgreSQL {connection.info.parameter_status('server_version')}"),
             ("table", table),
-            ("items", f"{len(d):,}"),
+            ("items", f"{stats.live:,}, and {stats.expired:,} expired" if stats.expired else f"{stats.live:,}"),
+            ("size", f"{decimal(stats.table_bytes)}, and {decimal(stats.index_bytes)} of indexes"),
+            *([("note", "a crash of the server has emptied it")] if stats.emptied else []),
         ):
             grid.add_row(*row)
         Console().print(grid)

@@ -55,7 +55,7 @@ _short.maxstring = 60
 
 
 def index(d: Index) -> int:
-    """Index files until none is left, and return how many names were counted."""
+    """Index files until none is left; return how many names it saw."""
     uses, defined = d.namespace("uses"), d.namespace("defined")
     counted = 0
     for module, file in taken(d.namespace("todo")):
