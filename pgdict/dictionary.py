@@ -150,6 +150,8 @@ class PgDict(Counted, MutableMapping[K, V]):
             raise ConfigError(f"cleanup is one of {', '.join(map(repr, _CLEANUPS))}, not {cleanup!r}")
         if sum(given is not None for given in (location, pool, connection)) > 1:
             raise ConfigError("give one of location, pool and connection")
+        if cleanup == "background" and connection is not None:
+            raise ConfigError("cleanup='background' would sweep in the application's own transaction: leave it to another handle")
         for option, number, most in (
             ("max_key_length", max_key_length, MAX_KEY_LENGTH),
             ("max_value_size", max_value_size, 2**30 - 2**20),  # a field of PostgreSQL holds 1 GB
@@ -860,8 +862,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         """
         table = self._session.table
         telling = bool(table.layout.sequence) and table.layout.version >= 150000
-        unlogged = table.durability == "unlogged"
-        return self._session.run(whole.stats(self._space, exact=exact, unlogged=unlogged, telling=telling))
+        return self._session.run(whole.stats(self._space, exact=exact, telling=telling))
 
     def set_durability(self, durability: Durability) -> None:
         """Make the table `"unlogged"`, `"async"` or `"sync"`, with the data it has.
@@ -871,7 +872,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         """
         self._root("set_durability")
         with self._session.connection() as connection:
-            self._session.table = set_durability(connection, self._session.table, durability)
+            joined = self._session.source.inside
+            self._session.table = set_durability(connection, self._session.table, durability, joined=joined)
 
     def truncate(self) -> None:
         """Empty the table with all its namespaces at once, in little time; readers and writers wait. `clear` is gentler."""

@@ -172,15 +172,17 @@ EXCHANGE = Statement(
     """,
 )
 
-SWAP = Statement(
-    """
+_SWAP = """
     UPDATE {table} AS t
     SET value = {value}, {codec_set} updated_at = {clock},
         expires_at = CASE WHEN $6::bool THEN {expiry:4} ELSE t.expires_at END
-    WHERE t.key = $1::text AND t.value = $7::bytea AND {codec} = $8::text AND {live} AND {durable}
-    RETURNING TRUE
-    """
-)
+    WHERE t.key = $1::text AND t.value = $7::bytea AND {codec} = $8::text AND {durable}
+"""
+
+SWAP = Statement(_SWAP + "AND {live} RETURNING TRUE")
+
+# Of a row that is locked, and was live then. When it has expired meanwhile, others who began before may still see it.
+SWAP_HELD = Statement(_SWAP + "RETURNING TRUE")
 
 LOCK_ROW = Statement("SELECT t.value, {codec}, {live} FROM {table} AS t WHERE t.key = $1::text FOR UPDATE")
 
@@ -360,7 +362,10 @@ STATS = Family(
 
 ESTIMATE = Statement("SELECT GREATEST(c.reltuples, 0)::bigint FROM pg_class AS c WHERE c.oid = {oid}", reads=True)
 
-SIZES = Statement("SELECT pg_table_size({oid}), pg_indexes_size({oid})", reads=True)
+SIZES = Statement(
+    "SELECT pg_table_size({oid}), pg_indexes_size({oid}), c.relpersistence = 'u' FROM pg_class AS c WHERE c.oid = {oid}",
+    reads=True,
+)
 
 # What a person is shown: values of more than $2 bytes are too long to look at.
 PREVIEW = Statement(
@@ -601,6 +606,8 @@ DROP_TABLE = "DROP TABLE IF EXISTS {table}"
 
 TRUNCATE = "TRUNCATE TABLE {table}"
 
+IS_UNLOGGED = "SELECT c.relpersistence = 'u' FROM pg_class AS c WHERE c.oid = to_regclass(%s)"
+
 SET_PERSISTENCE = "ALTER TABLE {table} SET {persistence}"
 
 # A sequence that belongs to an unlogged table is reset with it by a crash (since PostgreSQL 15), and then begins below
@@ -619,6 +626,16 @@ FORBIDDEN = {"42501", "25006"}
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 
 UNLOCK = "SELECT pg_advisory_unlock(%s)"
+
+MARK = "SELECT pg_try_advisory_lock_shared(held, %(wanted)s::int) FROM unnest(%(held)s::int[]) AS held"
+
+UNMARK = "SELECT pg_advisory_unlock_shared(held, %(wanted)s::int) FROM unnest(%(held)s::int[]) AS held"
+
+MARKS = """
+    SELECT DISTINCT classid::bigint, objid::bigint FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 

@@ -60,16 +60,16 @@ class Stats:
     exact: bool
 
 
-def stats(space: Space, *, exact: bool, unlogged: bool, telling: bool) -> Operation[Stats]:
+def stats(space: Space, *, exact: bool, telling: bool) -> Operation[Stats]:
     """Count, or estimate; `telling` is whether the sequence of an unlogged table shows that a crash has emptied it."""
     live, expired, size = None, None, None
     if exact:
         ((live, expired, size),) = yield sql.STATS.over(space.bounds is not None), space.bounds or ()
     else:
         ((live,),) = yield sql.ESTIMATE, ()
-    ((table, indexes),) = yield sql.SIZES, ()
-    emptied = None if unlogged else False
-    if unlogged and telling:
+    ((table, indexes, unlogged),) = yield sql.SIZES, ()
+    emptied = None if unlogged == wire.TRUE else False
+    if emptied is None and telling:
         ((last,),) = yield sql.LAST_NUMBER, ()
         emptied = wire.from_int8(last) < sql.BORN
     return Stats(

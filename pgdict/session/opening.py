@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from pgdict import server
 from pgdict.session.failures import translating
 from pgdict.session.session import Session
@@ -67,9 +65,9 @@ def _open_pool(
     return session, table, Place(server.mask(url), lambda: url)
 
 
-def _own(url: str) -> Connection:
+def _own(url: str, network: Network) -> Connection:
     """Open a connection beside those of the application, for what needs one of its own."""
-    return psycopg.connect(url, autocommit=True)
+    return OwnConnection.connect(url, autocommit=True, prepare_threshold=None, **network.settings(url))
 
 
 def open_pool(pool: Pool, options: Options, network: Network) -> tuple[Session, Table, Place]:
@@ -77,14 +75,14 @@ def open_pool(pool: Pool, options: Options, network: Network) -> tuple[Session, 
     with translating(), pool.connection() as connection:
         table = open_table(connection, options, default="unlogged")
         url = server.as_url(connection.info)
-    session = Session(Borrowed(pool, network.timeout), table, partial(_own, url), timeout=network.timeout)
+    session = Session(Borrowed(pool, network.timeout), table, partial(_own, url, network), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)
 
 
 def open_connection(connection: Connection, options: Options, network: Network) -> tuple[Session, Table, Place]:
     """Open a session that is part of the application's own connection and transaction."""
-    url = server.as_url(connection.info)
     with translating(), connection.transaction():
+        url = server.as_url(connection.info)
         table = open_table(connection, options, default="unlogged", joined=True)
-    session = Session(Joined(connection), table, partial(_own, url), timeout=network.timeout)
+    session = Session(Joined(connection), table, partial(_own, url, network), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)

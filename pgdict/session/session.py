@@ -129,7 +129,7 @@ class Session:
             if rendered.copies and params[0] is not None:
                 lane.copy(rendered, params[0])
                 return ()
-            with lane.connection.lock:
+            with self._alone(lane):
                 return lane.execute(rendered, params, inside=True)
 
     def _execute_chore(self, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
@@ -210,9 +210,20 @@ class Session:
         self._control(lane, commit, wrote=commit is COMMIT)
 
     def _control(self, lane: Lane, *statements: Statement, wrote: bool = False) -> None:
-        with translating(wrote=wrote), lane.connection.lock:
+        with translating(wrote=wrote), self._alone(lane):
             for statement in statements:
                 lane.execute(self._book[statement], (), inside=True)
+
+    @contextmanager
+    def _alone(self, lane: Lane) -> Iterator[None]:
+        """Keep the connection's other users out. A COPY or a stream of the application's keeps us out, as long as it lasts."""
+        lock = lane.connection.lock
+        if not lock.acquire(timeout=self.timeout):
+            raise PgDictError(f"the connection was busy for {self.timeout:g} s: is a COPY, or a stream, open on it?")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _lend(self) -> Lane:
         """Take a connection for several statements: one that is alive, as the first of them will not be repeated."""

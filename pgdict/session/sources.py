@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ Pool = ConnectionPool[Connection]
 
 _IDLE = pq.TransactionStatus.IDLE
 _TURN = 0.0005  # seconds
+"""Between two connections that are handed over."""
 _RECHECK = 0.005  # seconds
 
 IDLE_AFTER = 30.0
@@ -115,11 +117,10 @@ class Leases:
 
     def _begin(self) -> None:
         self._free: deque[Lane] = deque()
-        self._handed: deque[Lane] = deque()
-        self._bell = threading.Lock()  # acquired to wait, released to wake one who waits
+        self._waiters: deque[_Waiter] = deque()
         self._slots: list[weakref.ref[_Slot]] = []
         self._reserving = threading.Lock()
-        self._wanted_until = self._handed_at = 0.0
+        self._handed_at = 0.0
         self._closed = threading.Event()
         self._tended = False
 
@@ -136,29 +137,31 @@ class Leases:
             lane.close()
             return
         lane.fresh = True
-        if self._wanted_until:
-            now = time.monotonic()
-            if now > self._wanted_until:
-                self._wanted_until = 0.0
-            elif now - self._handed_at > _TURN:
-                self._handed_at = now
-                self._handed.append(lane)
-                with suppress(RuntimeError):  # it is ringing already
-                    self._bell.release()
+        if self._waiters and time.monotonic() > self._handed_at + _TURN:
+            with suppress(IndexError):
+                self._waiters.popleft().receive(lane)
+                self._handed_at = time.monotonic()
                 return
         self._free.append(lane)
         if self._closed.is_set():
             self.close()
 
     def _wait(self) -> Lane:
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        try:
+            return self._receive(waiter)
+        finally:
+            with suppress(ValueError):  # a connection handed over this late is forgotten, and closes
+                self._waiters.remove(waiter)
+
+    def _receive(self, waiter: _Waiter) -> Lane:
         deadline = time.monotonic() + self._network.timeout
         failure: Exception | None = None
         retry, pause = 0.0, 0.01
         while (now := time.monotonic()) <= deadline:
-            self._wanted_until = now + 4 * _RECHECK
-            for lanes in (self._handed, self._free):
-                with suppress(IndexError):
-                    return lanes.popleft()
+            with suppress(IndexError):
+                return self._free.pop()
             if now >= retry and (slot := self._reserve()):
                 try:
                     return Lane(self._connect(), slot)
@@ -166,7 +169,8 @@ class Leases:
                     failure = error
                     del slot
                 retry, pause = time.monotonic() + pause, min(2 * pause, 0.25)
-            self._bell.acquire(timeout=_RECHECK)
+            if waiter.bell.acquire(timeout=_RECHECK):
+                return waiter.lane
         if failure is None:
             raise ConnectionFailed(f"all {self._network.max_size} connections were in use for {self._network.timeout:g} s")
         reason = message_of(failure) if isinstance(failure, psycopg.Error) else str(failure)
@@ -195,9 +199,6 @@ class Leases:
 
     def close_idle(self) -> None:
         """Close the connections that were not used since the last call, except for the smallest number to be kept."""
-        with suppress(IndexError):
-            while True:  # handed to somebody who no longer waits
-                self._free.appendleft(self._handed.popleft())
         spare = len(self._free) - self._network.min_size
         for lane in list(self._free):
             if lane.fresh:
@@ -228,10 +229,23 @@ class Leases:
     def close(self) -> None:
         """Close all connections, those in use when they are given back."""
         self._closed.set()
-        for lanes in (self._free, self._handed):
-            with suppress(IndexError):
-                while True:
-                    lanes.pop().close()
+        with suppress(IndexError):
+            while True:
+                self._free.pop().close()
+
+
+class _Waiter:
+    """A thread that waits for a connection."""
+
+    lane: Lane
+
+    def __init__(self) -> None:
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+    def receive(self, lane: Lane) -> None:
+        self.lane = lane
+        self.bell.release()
 
 
 class _Slot:
@@ -253,11 +267,15 @@ class Borrowed:
     inside = False
 
     def __init__(self, pool: Pool, timeout: float) -> None:
-        self._pool, self._timeout = pool, timeout
+        self._pool, self._timeout, self._pid = pool, timeout, os.getpid()
+        self._closed = False
         self._lanes: weakref.WeakKeyDictionary[Connection, Lane] = weakref.WeakKeyDictionary()
 
     def take(self) -> Lane:
         """Borrow a connection."""
+        if self._closed:
+            raise PgDictError("this PgDict is closed")
+        _check_process(self._pid, "pool")
         with translating():
             connection = self._pool.getconn(self._timeout)
         lane = self._lanes.get(connection)
@@ -280,6 +298,7 @@ class Borrowed:
 
     def close(self) -> None:
         """Leave the pool open: it is the application's."""
+        self._closed = True
 
 
 class Joined:
@@ -297,12 +316,17 @@ class Joined:
         """Return the connection, in a transaction if the application's next statement would be in one."""
         if self._closed:
             raise PgDictError("this PgDict is closed")
+        _check_process(self._lane.pid, "connection")
         self._turn.acquire()
         try:
             connection = self._lane.connection
+            if connection.closed:
+                raise ConnectionFailed("the connection is closed")
+            if connection.pgconn.pipeline_status:
+                raise PgDictError("the connection is in pipeline mode, where a dictionary cannot wait for its answers")
             if not connection.autocommit and self._lane.usable:
                 with translating():
-                    connection.execute("SELECT")  # lets psycopg begin it as the application asked for
+                    psycopg.Cursor(connection).execute("SELECT", prepare=False)  # psycopg begins as the application has set it
         except BaseException:
             self._turn.release()
             raise
@@ -323,3 +347,8 @@ class Joined:
         if not self._closed:
             self._closed = True
             self._close()
+
+
+def _check_process(pid: int, what: str) -> None:
+    if pid != os.getpid():
+        raise PgDictError(f"the {what} was opened in the parent process: a forked child needs one of its own")

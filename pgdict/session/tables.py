@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import Query
+from psycopg.rows import tuple_row
 
 from pgdict import statements
 from pgdict.errors import ConfigError
@@ -87,6 +87,7 @@ class Table:
 
 def open_table(connection: Connection, options: Options, *, default: Durability, joined: bool = False) -> Table:
     """Return the table that `options` name, after creating it when it is missing and may be created."""
+    _check_encoding(connection)
     found = _find(connection, options)
     if options.adopt is not None:
         found = _adopt(connection, options, found)
@@ -115,6 +116,14 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
     return Table(layout, durability)
 
 
+def _check_encoding(connection: Connection) -> None:
+    client, server = (connection.info.parameter_status(f"{side}_encoding") for side in ("client", "server"))
+    if client not in ("UTF8", None):
+        raise ConfigError(f"the connection has client_encoding {client}, where a dictionary needs UTF8")
+    if server not in ("UTF8", "SQL_ASCII", None):
+        raise ConfigError(f"the database has encoding {server}, where a dictionary needs UTF8")
+
+
 def _adopt(connection: Connection, options: Options, found: tuple[Any, ...] | None) -> tuple[Any, ...]:
     """Give a table of pgkv's the collation that ranges need, and the order that is asked for."""
     if found is None:
@@ -122,22 +131,22 @@ def _adopt(connection: Connection, options: Options, found: tuple[Any, ...] | No
     schema, name, *_, encoding = found
     if encoding != "UTF8":
         raise ConfigError(f"table {schema}.{name} is in a database with encoding {encoding}, where keys need UTF8")
-    columns = _columns(connection, options)
-    changes = []
-    if columns.get("key", ("text", "C"))[1] != "C":
-        changes.append(statements.ADOPT_KEY)
-    if options.order == "insertion" and "seq" not in columns:
-        changes.append(statements.ADOPT_SEQ)
-    if changes:
-        try:
-            with connection.transaction():
-                for change in changes:
-                    connection.execute(_sql(change, table=_quoted(schema, name)))
-                if statements.ADOPT_SEQ in changes:
-                    index = _quoted(f"{name[:_LONGEST_NAME]}_seq_idx")
-                    connection.execute(_sql(statements.CREATE_SEQ_INDEX, name=index, table=_quoted(schema, name)))
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise ConfigError(f"table {schema}.{name} cannot be adopted: {message_of(error)}") from error
+    if "codec" in _columns(connection, options):
+        raise ConfigError(f"table {schema}.{name} is no table of pgkv, but has a column codec: leave adopt=True away")
+    table = _quoted(schema, name)
+    try:
+        with connection.transaction():
+            _execute(connection, statements.CREATION_LOCK, (table,))
+            columns = _columns(connection, options)
+            if columns.get("key", ("text", "C"))[1] != "C":
+                _execute(connection, _sql(statements.ADOPT_KEY, table=table))
+            if options.order == "insertion" and "seq" not in columns:
+                _execute(connection, _sql(statements.ADOPT_SEQ, table=table))
+                index = _quoted(f"{name[:_LONGEST_NAME]}_seq_idx")
+                _execute(connection, _sql(statements.CREATE_SEQ_INDEX, name=index, table=table))
+                _execute(connection, statements.BEAR, (table, statements.BORN))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigError(f"table {schema}.{name} cannot be adopted: {message_of(error)}") from error
     return _find(connection, options) or found
 
 
@@ -161,8 +170,7 @@ def _find(connection: Connection, options: Options) -> tuple[Any, ...] | None:
 
 
 def _row(connection: Connection, query: str, *params: object) -> tuple[Any, ...] | None:
-    row = connection.execute(sql.SQL(query), params).fetchone()
-    return None if row is None else tuple(row)
+    return _execute(connection, query.encode(), params).fetchone()
 
 
 def _check_columns(connection: Connection, options: Options, table: str) -> Order:
@@ -182,7 +190,7 @@ def _check_columns(connection: Connection, options: Options, table: str) -> Orde
 
 def _columns(connection: Connection, options: Options) -> dict[str, tuple[str, str]]:
     """Return the type and the collation of each column."""
-    rows = connection.execute(statements.DESCRIBE_COLUMNS, (_quoted(*options.names),)).fetchall()
+    rows = _execute(connection, statements.DESCRIBE_COLUMNS, (_quoted(*options.names),)).fetchall()
     return {name: (kind, collation) for name, kind, collation in rows}
 
 
@@ -192,31 +200,31 @@ def _create(connection: Connection, options: Options, default: Durability) -> No
     insertion = (options.order or "insertion") == "insertion"
     table = _quoted(*options.names)
     with connection.transaction():
-        connection.execute(statements.CREATION_LOCK, (table,))
+        _execute(connection, statements.CREATION_LOCK, (table,))
         if _find(connection, options) is not None:
             return
         if schema is not None and _row(connection, statements.SCHEMA_EXISTS, schema) == (False,):
-            connection.execute(_sql(statements.CREATE_SCHEMA, schema=schema))
+            _execute(connection, _sql(statements.CREATE_SCHEMA, schema=schema))
         persistence = "UNLOGGED" if durability == "unlogged" else ""
         seq = statements.SEQ_COLUMN if insertion else ""
-        connection.execute(_sql(statements.CREATE_TABLE, table=table, persistence=persistence, seq=seq))
+        _execute(connection, _sql(statements.CREATE_TABLE, table=table, persistence=persistence, seq=seq))
         name = _quoted(f"{options.table}_expires_idx")
-        connection.execute(_sql(statements.CREATE_EXPIRES_INDEX, name=name, table=table))
+        _execute(connection, _sql(statements.CREATE_EXPIRES_INDEX, name=name, table=table))
         if insertion:
             name = _quoted(f"{options.table}_seq_idx")
-            connection.execute(_sql(statements.CREATE_SEQ_INDEX, name=name, table=table))
-            connection.execute(statements.BEAR, (table, statements.BORN))
+            _execute(connection, _sql(statements.CREATE_SEQ_INDEX, name=name, table=table))
+            _execute(connection, statements.BEAR, (table, statements.BORN))
 
 
-def set_durability(connection: Connection, table: Table, durability: Durability) -> Table:
+def set_durability(connection: Connection, table: Table, durability: Durability, *, joined: bool = False) -> Table:
     """Make a table logged or unlogged, and return it with statements that commit accordingly."""
     _choice("durability", durability, tuple(_COMMIT))
-    if (durability == "unlogged") != (table.durability == "unlogged"):
+    if _row(connection, statements.IS_UNLOGGED, table.layout.table) != (durability == "unlogged",):
         persistence = "UNLOGGED" if durability == "unlogged" else "LOGGED"
         alter = _sql(statements.SET_PERSISTENCE, table=table.layout.table, persistence=persistence)
         with connection.transaction(), _sequence_restarted(connection, table.layout.sequence):
-            connection.execute(alter)
-    return Table(replace(table.layout, commit=_COMMIT[durability]), durability)
+            _execute(connection, alter)
+    return Table(replace(table.layout, commit=None if joined else _COMMIT[durability]), durability)
 
 
 @contextmanager
@@ -226,22 +234,29 @@ def _sequence_restarted(connection: Connection, sequence: str) -> Iterator[None]
         yield
         return
     last = _row(connection, statements.LAST_NUMBER.template.format(sequence_name=sequence))
-    connection.execute(_sql(statements.RESTART_SEQUENCE, sequence=sequence))
+    _execute(connection, _sql(statements.RESTART_SEQUENCE, sequence=sequence))
     yield
-    connection.execute(statements.SET_SEQUENCE, (sequence, *(last or (statements.BORN,))))
+    _execute(connection, statements.SET_SEQUENCE, (sequence, *(last or (statements.BORN,))))
 
 
 def truncate_table(connection: Connection, table: str) -> None:
     """Empty the table at once; readers and writers wait for it."""
-    connection.execute(_sql(statements.TRUNCATE, table=table))
+    _execute(connection, _sql(statements.TRUNCATE, table=table))
 
 
 def drop_table(connection: Connection, table: str) -> None:
     """Drop the table, named as in a `Layout`, if it is still there."""
-    connection.execute(_sql(statements.DROP_TABLE, table=table))
+    _execute(connection, _sql(statements.DROP_TABLE, table=table))
 
 
-def _sql(template: str, **words: str) -> Query:
+def _execute(
+    connection: Connection, query: LiteralString | bytes, params: tuple[object, ...] = ()
+) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Execute a statement as psycopg does by default, whatever the application has set on its connection."""
+    return psycopg.Cursor(connection, row_factory=tuple_row).execute(query, params or None, prepare=False)
+
+
+def _sql(template: str, **words: str) -> bytes:
     return template.format(**words).encode()
 
 
