@@ -76,13 +76,16 @@ class Lane:
     ) -> Rows:
         """Execute one statement and return its rows; `inside` a transaction nothing is prepared, as that could fail."""
         pgconn = self.pgconn
+        named = new = False
         try:
             if not statement.reads:
                 self._check()
             if inside or statement.replanned or self._pooled:
                 pgconn.send_query_params(statement.sql, params, None, _BINARY[len(params)], pq.Format.BINARY)
             else:
+                named = True
                 if statement.name not in self._prepared:
+                    new = True
                     self._prepare(statement)
                 pgconn.send_query_prepared(statement.name, params, _BINARY[len(params)], pq.Format.BINARY)
             result = self._result()
@@ -95,7 +98,11 @@ class Lane:
             return [tuple([value(row, column) for column in columns]) for row in range(result.ntuples)]
         if status == _COMMAND:
             return ()
-        return self._failed(result, statement, params, inside)
+        error = driver_errors.error_from_result(result)
+        if named and error.sqlstate in (_NOT_PREPARED, _PLAN_OUTDATED):
+            self._forget(statement, error, new)
+            return self.execute(statement, params, inside=True)
+        raise error
 
     def _check(self) -> None:
         """Find a connection that has died before anything is sent on it."""
@@ -136,16 +143,15 @@ class Lane:
                 raise error
         self._prepared.add(statement.name)
 
-    def _failed(
-        self, result: pq.abc.PGresult, statement: Rendered, params: tuple[bytes | None, ...], inside: bool
-    ) -> Rows:
-        error = driver_errors.error_from_result(result)
-        unknown = error.sqlstate == _NOT_PREPARED
-        if inside or not (unknown or (error.sqlstate == _PLAN_OUTDATED and statement.name in self._prepared)):
-            raise error
-        self._pooled = unknown and not self._prepared  # lost again, right after it was prepared anew
-        self._prepared.clear()
-        return self.execute(statement, params)
+    def _forget(self, statement: Rendered, error: psycopg.Error, new: bool) -> None:
+        """Let the next use of a statement prepare it anew: the server forgot it, or its plan has another result by now."""
+        if error.sqlstate == _NOT_PREPARED:
+            self._pooled = new
+            self._prepared.clear()
+        elif not new:
+            self._prepared.discard(statement.name)
+            self.pgconn.send_query_params(b"DEALLOCATE " + statement.name, None)
+            self._result()
 
     def copy(self, statement: Rendered, block: bytes) -> None:
         """Send one block to a COPY."""
