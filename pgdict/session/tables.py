@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.errors import DuplicateTable, UniqueViolation
 from psycopg.rows import tuple_row
 
 from pgdict import statements
@@ -199,12 +200,14 @@ def _create(connection: Connection, options: Options, default: Durability) -> No
     schema = None if options.schema is None else _quoted(options.schema)
     insertion = (options.order or "insertion") == "insertion"
     table = _quoted(*options.names)
-    with connection.transaction():
+    quicker = suppress(UniqueViolation, DuplicateTable)  # somebody was, with another table, or another name of this one
+    with quicker, connection.transaction():
         _execute(connection, statements.CREATION_LOCK, (table,))
         if _find(connection, options) is not None:
             return
         if schema is not None and _row(connection, statements.SCHEMA_EXISTS, schema) == (False,):
-            _execute(connection, _sql(statements.CREATE_SCHEMA, schema=schema))
+            with quicker, connection.transaction():
+                _execute(connection, _sql(statements.CREATE_SCHEMA, schema=schema))
         persistence = "UNLOGGED" if durability == "unlogged" else ""
         seq = statements.SEQ_COLUMN if insertion else ""
         _execute(connection, _sql(statements.CREATE_TABLE, table=table, persistence=persistence, seq=seq))
