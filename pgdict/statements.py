@@ -469,21 +469,23 @@ FIRST_AMONG = Family(
 
 # Pages ---------------------------------------------------------------------------------------------------------------
 # All have the same columns: key, value (when $1 asks for values), codec, `read`, seq, and the mark of the iteration's
-# beginning. A page ends with its $3rd row or with the one that fills $2 bytes; then `read` is the number of that row, and
-# NULL means that there is nothing behind it. An iteration ends with the keys that were there when it began: in a table in
+# beginning. A page ends with its $3rd row or with the one that fills $2 bytes; then `read` is the number of that row, or
+# NULL when there is none behind it. An iteration ends with the keys that were there when it began: in a table in
 # insertion order the mark is the seq that was then the last in its direction.
 
 
 def _bounded(rows: str, order: str, ours: str = "TRUE") -> str:
     size = "COALESCE(octet_length(p.value), 0)"
     return f"""
-    SELECT p.key, p.value, p.codec, CASE WHEN p.n = $3::bigint OR p.filled >= $2::bigint THEN p.n END, p.seq, p.mark
+    SELECT p.key, p.value, p.codec,
+        CASE WHEN p.goes_on AND (p.n = $3::bigint OR p.filled >= $2::bigint) THEN p.n END, p.seq, p.mark
     FROM (
-        SELECT p.*, {size} AS size, sum({size}) OVER so_far AS filled, row_number() OVER so_far AS n
-        FROM ({rows}) AS p
+        SELECT p.*, {size} AS size, sum({size}) OVER so_far AS filled, row_number() OVER so_far AS n,
+            lead(TRUE) OVER so_far AS goes_on
+        FROM ({rows} LIMIT $3::bigint + 1) AS p
         WINDOW so_far AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
     ) AS p
-    WHERE p.filled - p.size < $2::bigint AND {ours}
+    WHERE p.n <= $3::bigint AND p.filled - p.size < $2::bigint AND {ours}
     """
 
 
@@ -500,11 +502,12 @@ PAGE = Family(
                     COALESCE($6::bigint, (SELECT {end}(s.seq) FROM {table} AS s)) AS mark
                 FROM {table} AS t
                 WHERE t.seq {after}= $4::bigint AND (t.seq <> $4::bigint OR t.key {after} $5::text)
-                ORDER BY t.seq {asc}, t.key {asc} LIMIT $3::bigint
+                ORDER BY t.seq {asc}, t.key {asc} LIMIT $3::bigint + 1
             ) AS t
+            WHERE t.seq {to} t.mark
         """,
         "p.seq {asc}, p.key {asc}",
-        "(p.ours OR p.n = $3::bigint) AND p.seq {to} p.mark",
+        "(p.ours OR p.n = $3::bigint)",
     ),
     reads=True,
     replanned=True,
@@ -531,7 +534,7 @@ GET_IN_ORDER = Statement(
             CROSS JOIN LATERAL (
                 SELECT t.key, t.value, {codec} AS codec FROM {table} AS t WHERE t.key = u.k AND {live} OFFSET 0
             ) AS t
-            ORDER BY u.n LIMIT $3::bigint
+            ORDER BY u.n
         """,
         "p.seq",
     ),
@@ -548,7 +551,7 @@ SCAN = Family(
             FROM {table} AS t
             WHERE {live} AND {range:6}
                 AND (t.created_at <= $4::timestamptz OR t.created_at > {clock} OR $4::timestamptz IS NULL)
-            ORDER BY t.key {asc} LIMIT $3::bigint OFFSET $5::bigint
+            ORDER BY t.key {asc} OFFSET $5::bigint
         """,
         "p.key {asc}",
     ),
