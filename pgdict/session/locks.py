@@ -6,12 +6,12 @@ connection is polled and never waits, so any number of threads can hold and want
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import LiteralString
 
@@ -20,9 +20,10 @@ import psycopg
 from pgdict.errors import ConnectionFailed, LockTimeout, PgDictError
 from pgdict.session.failures import translating
 from pgdict.session.sources import Connection
-from pgdict.statements import TRY_LOCK, UNLOCK
+from pgdict.statements import MARK, MARKS, TRY_LOCK, UNLOCK, UNMARK
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
 
 def lock_number(*names: str) -> int:
     """Return the 64-bit number under which the server knows a lock of these names.
@@ -30,8 +31,8 @@ def lock_number(*names: str) -> int:
     >>> lock_number("kv_store", "nightly") == lock_number("kv_store", "nightly") != lock_number("kv_store", "daily")
     True
     """
-    text = "\0".join(names).encode(errors="surrogatepass")
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True)
+    text = json.dumps(names)  # in which no two lists of names are the same
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 class Locks:
@@ -39,11 +40,11 @@ class Locks:
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
+        self._closed = False
         self.forked()
 
     def forked(self) -> None:
         """Begin anew in a child process, which holds nothing."""
-        self._pid = os.getpid()
         self._connection: Connection | None = None
         self._asking = threading.Lock()
         self._changed = threading.Condition()
@@ -66,10 +67,6 @@ class Locks:
             raise
         if not self.release(number, connection):
             raise ConnectionFailed(f"lock {name!r} was lost with its connection while it was held")
-
-    def holds(self, number: int) -> bool:
-        """Tell whether this process has the lock, or is just asking for it."""
-        return number in self._holders
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until a lock of this process is freed."""
@@ -103,31 +100,69 @@ class Locks:
             if number in self._holders:
                 return None
             self._holders[number] = threading.get_ident()
-        connection = None
         try:
             connection = self._ask(number)
-        finally:
-            if connection is None:
-                self._forget(number)
+        except BaseException:  # interrupted, perhaps with the lock
+            self.release(number, self._connection)
+            raise
+        if connection is None:
+            with self._changed:  # which nobody needs to be told: all would try, and tell each other in vain
+                self._holders.pop(number, None)
         return connection
 
     def _ask(self, number: int) -> Connection | None:
         with self._asking, translating():
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            return self._connection if _answer(self._connection, TRY_LOCK, number) else None
+            known = self._connection
+            try:
+                return self._try(number)
+            except psycopg.OperationalError:
+                if known is None or not known.closed:
+                    raise
+            return self._try(number)  # the connection had died unnoticed
 
-    def release(self, number: int, connection: Connection) -> bool:
+    def _try(self, number: int) -> Connection | None:
+        connection = self._connected()
+        return connection if _answer(connection, TRY_LOCK, number) else None
+
+    def _connected(self) -> Connection:
+        if self._closed:
+            raise PgDictError("this PgDict is closed")
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        return self._connection
+
+    def release(self, number: int, connection: Connection | None) -> bool:
         """Free the lock and return whether it was still held."""
-        if self._pid != os.getpid():  # a forked child holds nothing
-            return True
         try:
             with self._asking:
+                if connection is None or connection is not self._connection:  # it was lost, or is a forked child's parent's
+                    return connection is not None and not connection.closed
                 return _answer(connection, UNLOCK, number)
         except psycopg.Error:
             return False
         finally:
             self._forget(number)
+
+    def mark(self, held: Sequence[int], wanted: int) -> bool:
+        """Let everybody see that somebody with `held` waits for `wanted`; tell whether that is waiting for one of them.
+
+        The marks are advisory locks, too, so that they end with their process: shared ones, of two halves. Whoever closes a
+        circle sees all of it.
+        """
+        with self._asking, translating():
+            connection = self._connected()
+            connection.execute(MARK, _halves(held, wanted))
+            marks = connection.execute(MARKS).fetchall()
+        reached = {_half(wanted)}
+        while further := {waited for holder, waited in marks if holder in reached} - reached:
+            reached |= further
+        return not reached.isdisjoint(map(_half, held))
+
+    def unmark(self, held: Sequence[int], wanted: int) -> None:
+        """Take the marks away."""
+        with self._asking, suppress(psycopg.Error):
+            if self._connection is not None:
+                self._connection.execute(UNMARK, _halves(held, wanted))
 
     def _forget(self, number: int) -> None:
         with self._changed:
@@ -136,6 +171,7 @@ class Locks:
 
     def close(self) -> None:
         """Close the connection, which frees all locks."""
+        self._closed = True
         with self._asking:
             if self._connection is not None:
                 self._connection.close()
@@ -144,3 +180,11 @@ class Locks:
 def _answer(connection: Connection, query: LiteralString, number: int) -> bool:
     row = connection.execute(query, (number,)).fetchone()
     return row is not None and bool(row[0])
+
+
+def _half(number: int) -> int:
+    return number & 0x7FFF_FFFF
+
+
+def _halves(held: Sequence[int], wanted: int) -> dict[str, object]:
+    return {"held": list(map(_half, held)), "wanted": _half(wanted)}

@@ -123,8 +123,8 @@ class Session:
     def _execute_inside(self, lane: Lane, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         if rendered.chore:
             return ()
-        if self._read_only and not rendered.reads:
-            raise PgDictError("a snapshot is read-only")
+        if not rendered.reads:
+            self._check_writable()
         with translating(wrote=lane.usable and not rendered.reads):
             if rendered.copies and params[0] is not None:
                 lane.copy(rendered, params[0])
@@ -236,8 +236,10 @@ class Session:
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
         """Lend a session that sees the database of this moment, on a connection of its own."""
+        self._check_open()
         with translating():
             connection = self._connect()
+        pid = os.getpid()
         try:
             with translating():
                 connection.execute(BEGIN_SNAPSHOT)
@@ -250,11 +252,13 @@ class Session:
             finally:
                 seen.close()
         finally:
-            connection.close()
+            if pid == os.getpid():  # closing it in a forked child would end the parent's
+                connection.close()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend this thread's connection, or a free one, for statements that are no operations."""
+        self._check_writable()
         lane = self._ambient.lane
         if lane is not None:
             with translating():
@@ -271,6 +275,14 @@ class Session:
         """Call `begin` now, and in every child that is forked."""
         self._beginnings.append(begin)
         begin(self)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise PgDictError("a snapshot is read-only")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise PgDictError("this PgDict is closed")
 
     @property
     def closed(self) -> bool:
