@@ -1,8 +1,17 @@
 """Functions → names, arguments of a call → a key: exact, the same in every process, on every machine and Python.
 
-Each argument is written as a text that only its equals have: of the same type and the same content. `1`, `1.0`, `True` and
-`"1"` are four arguments, `0.0` and `-0.0` two, `Decimal("1.0")` and `Decimal("1.00")` two. The order of a dict or a set does
-not count. A text that is too long is replaced by its digest.
+Each argument is written as a text that only its equals have: of the same type and the same content.
+
+* `1`, `1.0`, `True` and `"1"` are four arguments, `0.0` and `-0.0` two, `Decimal("1.0")` and `Decimal("1.00")` two; NaN is one.
+  With `typed=False` the `bool`, `int`, `float` and `complex` that equal each other are one, wherever they are inside.
+* The order of dicts and sets does not count; ranges of the same numbers are equal.
+* Moments are equal with the same clock reading in the same zone.
+* Enum members, classes and the types of dataclasses and named tuples go by their module and name, dataclasses by the fields
+  that they compare.
+* Arrays are equal with the same dtype, shape and elements, bit by bit, in whatever order of memory; frames with the same
+  dtypes, labels and elements (a `RangeIndex` is an index like any other).
+
+A text that is too long is replaced by its digest.
 """
 
 from __future__ import annotations
@@ -12,18 +21,20 @@ import enum
 import inspect
 import sys
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 LONGEST = 200
 """Characters of a key that is shown as it is."""
 
 _LITERALS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis)})
 _LITERAL_TUPLE = _LITERALS.issuperset
+_LARGE = 2**600
 
 
 class Unsupported(TypeError):
@@ -38,31 +49,34 @@ def key_of(arguments: tuple[Any, ...], *, typed: bool = True) -> str:
         typed: whether equal numbers of different types are different.
 
     >>> key_of((1, "a")), key_of((True, "a")), key_of((True, 1.0), typed=False)
-    ("(1, 'a')", "(True, 'a')", '(1, 1)')
-    """
-    if typed and _LITERAL_TUPLE(map(type, arguments)):
-        text = ascii(arguments)  # ascii, not repr: what is printable differs between versions of Python
-    else:
-        text = _text(arguments, typed)
-    return text if len(text) <= LONGEST else "#" + blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def text_of(value: Any, *, typed: bool = True) -> str:
-    """Return the text of one argument.
-
-    >>> text_of({"b": [1, {2}], "a": None})
-    "{'a':None,'b':[1,{2}]}"
+    ("(1, 'a')", "(True, 'a')", '(1,1,)')
 
     Raises:
         Unsupported: a type without a text is in it.
     """
-    return _text(value, typed)
+    if typed and _LITERAL_TUPLE(map(type, arguments)):
+        try:
+            text = ascii(arguments)  # ascii, not repr: what is printable differs between versions of Python
+        except ValueError:  # more digits than Python likes to write
+            text = ""
+        if 0 < len(text) <= LONGEST:
+            return text
+    try:
+        text = _text(arguments, typed)
+    except RecursionError:
+        raise Unsupported("it is nested too deeply, or holds itself") from None
+    return text if len(text) <= LONGEST else "#" + _digest(text.encode())
+
+
+def _digest(data: Any) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _text(value: Any, typed: bool) -> str:
     kind = type(value)
     if kind in _LITERALS:
-        return ascii(value if typed else _number(value))
+        number = value if typed else _number(value)
+        return hex(number) if type(number) is int and not -_LARGE < number < _LARGE else ascii(number)
     writer = _WRITERS.get(kind) or _writer(value, kind)
     return writer(value, typed)
 
@@ -73,20 +87,30 @@ def _number(value: Any) -> Any:
         value = value.real
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    return value
+    return value + 0 if isinstance(value, complex) else value  # no negative zeros in it
 
 
 def _joined(values: Iterable[Any], typed: bool) -> str:
-    return ",".join(_text(value, typed) for value in values)
+    return ",".join([_text(value, typed) for value in values])
 
 
 def _unordered(values: Iterable[Any], typed: bool) -> str:
-    return ",".join(sorted(_text(value, typed) for value in values))
+    return ",".join(sorted([_text(value, typed) for value in values]))
 
 
 def _pairs(value: dict[Any, Any], typed: bool) -> str:
-    pairs = (f"{_text(key, typed)}:{_text(item, typed)}" for key, item in value.items())
-    return "{" + ",".join(sorted(pairs)) + "}"
+    return "{" + ",".join(sorted([f"{_text(key, typed)}:{_text(item, typed)}" for key, item in value.items()])) + "}"
+
+
+def _range(value: range, typed: bool) -> str:
+    return f"range({_joined((value[0], value[-1], value[0] != value[-1] and value.step), typed)})" if value else "range()"
+
+
+def _moment(value: datetime | time, _: bool) -> str:
+    zone = value.tzinfo
+    if not (zone is None or type(zone) in (timezone, ZoneInfo)) or str(zone).startswith("zoneinfo.ZoneInfo.from_file("):
+        raise Unsupported(f"a time zone of type {type(zone).__module__}.{type(zone).__qualname__} without a key")
+    return f"{type(value).__name__}({value.isoformat()},{value.fold},{type(zone).__name__},{str(zone)!a})"
 
 
 _WRITERS: dict[type, Callable[[Any, bool], str]] = {
@@ -96,67 +120,100 @@ _WRITERS: dict[type, Callable[[Any, bool], str]] = {
     set: lambda value, typed: f"{{{_unordered(value, typed)}}}" if value else "set()",
     frozenset: lambda value, typed: f"frozenset({_unordered(value, typed)})",
     bytearray: lambda value, _: ascii(value),
-    range: lambda value, _: ascii(value),
+    range: _range,
     slice: lambda value, typed: f"slice({_joined((value.start, value.stop, value.step), typed)})",
-    Decimal: lambda value, _: f"Decimal({value!s})",
+    Decimal: lambda value, _: f"Decimal{tuple(value.as_tuple())}",  # its str depends on the context
     UUID: lambda value, _: f"UUID({value!s})",
     timedelta: lambda value, _: f"timedelta({value.days},{value.seconds},{value.microseconds})",
     date: lambda value, _: f"date({value.isoformat()})",
-    time: lambda value, _: f"time({value.isoformat()},{value.fold},{str(value.tzinfo)!a})",
-    datetime: lambda value, _: f"datetime({value.isoformat()},{value.fold},{str(value.tzinfo)!a})",
+    time: _moment,
+    datetime: _moment,
 }
 
 
+def _name(kind: type) -> str:
+    """Return the name of a class that lasts; in numpy, pandas and pathlib it has moved between modules."""
+    if "<" in kind.__qualname__:
+        raise Unsupported(f"class {kind.__qualname__} inside a function has no name that lasts")
+    module = kind.__module__.partition(".")[0]
+    return f"{module if module in ('numpy', 'pandas', 'pathlib') else kind.__module__}.{kind.__qualname__}"
+
+
 def _writer(value: Any, kind: type) -> Callable[[Any, bool], str]:
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, enum.Flag):
+        return lambda flag, _: f"{_name(kind)}({int(flag.value)})"
     if isinstance(value, enum.Enum):
-        return lambda member, _: f"{name}.{member.name}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return lambda data, typed: name + _pairs({f.name: getattr(data, f.name) for f in dataclasses.fields(data)}, typed)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return lambda named, typed: f"{name}({_joined(named, typed)})"
-    if isinstance(value, PurePath):
-        return lambda path, _: f"{name}({str(path)!a})"
+        return lambda member, _: f"{_name(kind)}.{member.name}"
     if isinstance(value, type):
-        return lambda cls, _: f"<class {cls.__module__}.{cls.__qualname__}>"
-    return _by_content(value, name)
+        return lambda cls, _: f"<class {_name(cls)}>"
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value) if field.compare]
+        return lambda data, typed: _name(kind) + _pairs({name: getattr(data, name) for name in fields}, typed)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return lambda named, typed: f"{_name(kind)}({_joined(named, typed)})"
+    if isinstance(value, PurePath):
+        return lambda path, _: f"{_name(kind)}({str(path)!a})"
+    if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
+        return _by_content(value, kind)
+    raise Unsupported(f"type {kind.__module__}.{kind.__qualname__}")
 
 
-def _by_content(value: Any, name: str) -> Callable[[Any, bool], str]:
-    """Return the writer for what numpy and pandas hold, when they are in use at all."""
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if numpy is not None and (type(value) in (numpy.ndarray, numpy.memmap) or isinstance(value, numpy.generic)):
-        return lambda array, typed: f"{name}{_array(array, typed)}"
+def _by_content(value: Any, kind: type) -> Callable[[Any, bool], str]:
+    """Return the writer for what numpy and pandas hold."""
+    numpy, pandas = sys.modules["numpy"], sys.modules.get("pandas")
+    if kind in (numpy.ndarray, numpy.memmap):
+        return lambda array, typed: f"ndarray({_array(array, typed)})"
+    if isinstance(value, numpy.generic):
+        return lambda scalar, typed: f"scalar({_array(numpy.asarray(scalar), typed)})"
+    if kind is getattr(pandas, "DataFrame", None):
+        return _frame
+    if kind is getattr(pandas, "Series", None):
+        return lambda series, typed: f"Series({_joined((series.name, series.index), typed)},{_values(series, typed)})"
+    if kind is getattr(pandas, "MultiIndex", None):
+        return lambda index, typed: f"MultiIndex({_joined(map(index.get_level_values, range(index.nlevels)), typed)})"
+    return _of_pandas(pandas, value, kind)
+
+
+def _of_pandas(pandas: Any, value: Any, kind: type) -> Callable[[Any, bool], str]:
     if pandas is not None:
-        if isinstance(value, pandas.DataFrame):
-            return lambda frame, typed: f"{name}({_joined((frame.index, frame.columns), typed)},{_columns(frame, typed)})"
-        if isinstance(value, pandas.Series):
-            return lambda series, typed: f"{name}({_joined((series.name, series.index), typed)},{_values(series, typed)})"
-        if isinstance(value, pandas.MultiIndex):
-            return lambda index, typed: f"{name}({_joined((list(index.names), index.to_list()), typed)})"
         if isinstance(value, pandas.Index):
-            return lambda index, typed: f"{name}({_text(index.name, typed)},{_values(index, typed)})"
-        if isinstance(value, pandas.Timestamp | pandas.Timedelta) or value is pandas.NaT or value is pandas.NA:
-            return lambda moment, _: f"{name}({repr(moment)!a})"
-    raise Unsupported(f"type {name}")
+            return lambda index, typed: f"Index({_text(index.name, typed)},{_values(index, typed)})"
+        if isinstance(value, pandas.api.extensions.ExtensionArray):
+            return lambda array, typed: f"array({_values(pandas.Series(array), typed)})"
+        if isinstance(value, pandas.Interval):
+            return lambda span, typed: f"Interval({_joined((span.left, span.right, span.closed), typed)})"
+        if isinstance(value, pandas.Timestamp | pandas.Timedelta | pandas.Period) or value is pandas.NaT or value is pandas.NA:
+            return lambda scalar, _: f"{kind.__name__}({scalar!a})"
+    raise Unsupported(f"type {kind.__module__}.{kind.__qualname__}")
 
 
 def _array(array: Any, typed: bool) -> str:
-    if array.dtype.hasobject:
-        return f"({array.shape},[{_joined(array.ravel().tolist(), typed)}])"
-    digest = blake2b(array.tobytes(), digest_size=16).hexdigest()
-    return f"({array.dtype.str if array.dtype.names is None else str(array.dtype.descr)!a},{array.shape},{digest})"
+    """Write an array: a structured one by its fields, as what is between them has no meaning."""
+    dtype = array.dtype
+    if dtype.names is not None:
+        fields = ",".join([f"{name!a}:{_array(array[name], typed)}" for name in dtype.names])
+        return f"{array.shape},{{{fields}}}"
+    if dtype.hasobject:
+        return f"{dtype!s},{array.shape},[{_joined(array.ravel().tolist(), typed)}]"
+    if dtype.char in "gG":  # long doubles: some of their bytes have no meaning
+        return f"{dtype.str},{array.shape},{array.ravel().tolist()!a}"
+    return f"{dtype.str},{array.shape},{_digest(array.tobytes())}"
 
 
-def _columns(frame: Any, typed: bool) -> str:
-    return ",".join(_values(frame.iloc[:, place], typed) for place in range(frame.shape[1]))
+def _frame(frame: Any, typed: bool) -> str:
+    columns = [_values(frame.iloc[:, place], typed) for place in range(frame.shape[1])]
+    return f"DataFrame({_joined((frame.index, frame.columns), typed)},{','.join(columns)})"
 
 
 def _values(column: Any, typed: bool) -> str:
     """Write the values of a Series or Index: those of numpy as bytes, any other one by one."""
+    dtype = column.dtype
+    if hasattr(dtype, "categories"):
+        values = column.array
+        return f"category({dtype.ordered},{_text(dtype.categories, typed)},{_array(values.codes, typed)})"
     values = column.to_numpy()
-    if str(column.dtype) != str(values.dtype):
-        return f"{column.dtype!s}[{_joined(column.tolist(), typed)}]"
+    if str(dtype) != str(values.dtype):
+        return f"{dtype!s}[{_joined(column.tolist(), typed)}]"
     return _array(values, typed)
 
 
@@ -164,12 +221,18 @@ Bind = Callable[[tuple[Any, ...], dict[str, Any]], str]
 
 
 def binder(function: Callable[..., Any], *, ignore: tuple[str, ...] = (), typed: bool = True) -> Bind:
-    """Return what makes the key of a call: however it is spelled, with the defaults."""
-    signature = inspect.signature(function)
+    """Return what makes the key of a call: however it is spelled, with the defaults.
+
+    The key of a call whose arguments have none is a TypeError that names the argument, and the ways out.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        raise TypeError(f"{shown(function)} does not tell its parameters: make the key yourself with key=") from None
     names = tuple(signature.parameters)
     unknown = set(ignore) - set(names)
     if unknown:
-        raise ValueError(f"ignore names no parameter of {function.__qualname__}: {', '.join(sorted(unknown))}")
+        raise ValueError(f"ignore names no parameter of {shown(function)}: {', '.join(sorted(unknown))}")
     kept = [place for place, name in enumerate(names) if name not in ignore]
     positional = all(p.kind <= p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values())
     all_kept = len(kept) == len(names)
@@ -193,12 +256,17 @@ def binder(function: Callable[..., Any], *, ignore: tuple[str, ...] = (), typed:
 
 def _check(function: Callable[..., Any], name: str, argument: Any) -> None:
     try:
-        text_of(argument)
+        key_of((argument,))
     except Unsupported as error:
         raise TypeError(
-            f"argument {name!r} of {function.__qualname__} cannot be part of a key: {error}; "
+            f"argument {name!r} of {shown(function)} cannot be part of a key: {error}; "
             f"leave it out with ignore=({name!r},), or make the key yourself with key="
         ) from None
+
+
+def shown(function: Callable[..., Any]) -> str:
+    """Return what messages call a function."""
+    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -210,10 +278,10 @@ def name_of(function: Callable[..., Any]) -> str:
     Raises:
         ValueError: a lambda, or a function inside another one, which has no name of its own.
     """
-    module, name = function.__module__, function.__qualname__
-    if "<" in name:
+    module, name = getattr(function, "__module__", None), shown(function)
+    if "<" in name or module is None or not hasattr(function, "__qualname__"):
         raise ValueError(f"{name} has no name that lasts: give memoize a name=")
-    if module != "__main__":
+    if module not in ("__main__", "__mp_main__"):  # the latter is what multiprocessing makes of the former
         return f"{module}.{name}"
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

@@ -3,9 +3,9 @@
 An entry's key is made of the function's name and its arguments (`fingerprint`); its expiry is that of the result, plus the
 time for which a stale result may stand in for one that cannot be computed.
 
-Whoever misses first takes a lock of the server's and computes; the others look for the result from time to time. The server
-frees the lock of a process that dies. Nobody holds a connection of the pool meanwhile. A computation that needs the result of
-another waits for it, too, unless that could be waiting for the first: then it computes on its own.
+Whoever misses first takes a lock of the server's and computes; the others look for the result from time to time, one of each
+process. The server frees the lock of a process that dies. Nobody holds a connection of the pool meanwhile. A computation that
+needs the result of another waits for it, too, unless that waits for the first: then it computes on its own.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from math import inf
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from pgdict import fingerprint
-from pgdict.errors import LockTimeout, QueryFailed
+from pgdict.errors import ConnectionFailed, InvalidValue, LockTimeout, QueryFailed
 from pgdict.operations import ABSENT, Space, expiry, many, one
-from pgdict.operations.space import seconds
+from pgdict.operations.space import Expiry, seconds
 from pgdict.session import Connection, Session, lock_number
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
@@ -39,8 +41,8 @@ Ttl = float | timedelta | None
 logger = logging.getLogger("pgdict")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
-NESTED_PATIENCE = 2.0
-"""Seconds that a computation waits for another process's, which may be waiting for it; then it computes on its own."""
+_PATIENCE = 0.3
+"""Seconds that a computation waits for another before it asks whether that waits for it."""
 
 _computing: ContextVar[tuple[int, ...]] = ContextVar("pgdict_computing", default=())
 """The locks under which this thread or task computes."""
@@ -59,7 +61,7 @@ class CacheInfo(NamedTuple):
 
 
 class Memoized(Protocol[P, R_co]):
-    """A memoized function."""
+    """A memoized function. Of a method, all but a call take the object, too: `Class.method.invalidate(object, 1)`."""
 
     @property
     def __wrapped__(self) -> Callable[P, R_co]:
@@ -68,6 +70,14 @@ class Memoized(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return the stored result, or compute and store it."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self: Memoized[Concatenate[Any, Q], T], instance: object, owner: type, /) -> Callable[Q, T]: ...
+    def __get__(self, instance: Any, owner: type, /) -> Any:
+        """Bind it as a method."""
         ...
 
     def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -131,16 +141,23 @@ class Options:
         for name in ("refresh", "stale"):
             if getattr(self, name) is not None and self.ttl is None:
                 raise ValueError(f"{name} is about results that expire: it needs a ttl")
+        if self.refresh is not None and not callable(self.ttl) and self.refresh >= seconds(self.ttl or 0):
+            raise ValueError(f"refresh is shorter than the ttl, not {self.refresh!r}")
         if isinstance(self.ignore, str):
             raise TypeError(f"ignore is a tuple of names, not a str: {self.ignore!r}")
 
 
 def memoize(session: Session, space: Space, function: Callable[P, R], options: Options) -> Memoized[P, R]:
     """Return `function` with its results kept in `space`, which is its own."""
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function.__qualname__} is a generator function: what it yields cannot be stored; return a list")
+    if not callable(function):
+        raise TypeError(f"memoize decorates a function, not {type(function).__name__}: {function!r}")
+    either = function, getattr(type(function), "__call__", None)  # noqa: B004 - that of an object may be the coroutine function
+    if any(map(inspect.isgeneratorfunction, either)) or any(map(inspect.isasyncgenfunction, either)):
+        raise TypeError(
+            f"{fingerprint.shown(function)} is a generator function: what it yields cannot be stored; return a list"
+        )
     memo = _Memo(session, space, function, options)
-    wrap = _wrap_async if inspect.iscoroutinefunction(function) else _wrap
+    wrap = _wrap_async if any(map(inspect.iscoroutinefunction, either)) else _wrap
     call, refresh = wrap(memo)
     memoized = cast("Any", functools.update_wrapper(call, function))
     memoized.refresh = refresh
@@ -195,6 +212,27 @@ class _Compute(NamedTuple):
     """Call the function."""
 
 
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Do it in another thread, to its end also when the task is cancelled meanwhile: it may take a lock, or free it."""
+    doing = asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work)
+    cancelled = None
+    while not doing.done():
+        try:
+            await asyncio.wait([doing])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        doing.exception()  # which asyncio would report when nobody asks for it
+        raise cancelled
+    return doing.result()
+
+
+@functools.cache
+def _threads(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked child has none of its parent's
+    """Return threads that nothing but the server keeps waiting; those of `asyncio.to_thread` may all wait for a result."""
+    return ThreadPoolExecutor(8, "pgdict-memo")
+
+
 Flow = Any  # a generator of the three steps; its sends differ with the step
 
 
@@ -204,13 +242,14 @@ class _Memo(Generic[P, R]):
     def __init__(self, session: Session, space: Space, function: Callable[P, R], options: Options) -> None:
         self.session, self.space, self.function, self.options = session, space, function, options
         self.counts = _Counts()
-        self._bind = fingerprint.binder(function, ignore=options.ignore, typed=options.typed)
-
-    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the key of a call."""
-        if self.options.key is not None:
-            return self.options.key(*args, **kwargs)
-        return self._bind(args, kwargs)
+        self.leaders: dict[int, _Flight] = {}
+        self.shown = fingerprint.shown(function)
+        make = options.key
+        self.key: Callable[[tuple[Any, ...], dict[str, Any]], Any] = (
+            fingerprint.binder(function, ignore=options.ignore, typed=options.typed)
+            if make is None
+            else lambda args, kwargs: make(*args, **kwargs)
+        )
 
     def info(self) -> CacheInfo:
         """Return what this process has done, and the number of entries."""
@@ -246,19 +285,21 @@ class _Memo(Generic[P, R]):
 
     async def drive_async(self, flow: Flow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry a call to its end in this task."""
+        closing = False
         try:
             step = next(flow)
             while True:
                 try:
                     match step:
                         case _Do(work):
-                            answer = work() if self.session.inside else await asyncio.to_thread(work)
+                            answer = work() if closing or self.session.inside else await _in_thread(work)
                         case _Pause(pause):
                             answer = None
                             await asyncio.sleep(pause)
                         case _:
                             answer = await cast("Awaitable[Any]", self.function(*args, **kwargs))
                 except BaseException as error:  # noqa: BLE001 - the flow frees its lock, and raises it again
+                    closing = isinstance(error, GeneratorExit)
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -270,50 +311,48 @@ class _Memo(Generic[P, R]):
         found = None if missed else (yield _Do(lambda: self._look(key)))
         if found is not None and not self._due(found):
             self.counts.add("hits")
-            return found[0]
+            return found.value
         number = self._number(key)
         if self.session.inside or not self.options.single_flight or number in _computing.get():
             return (yield from self.compute(key, found))
         return (yield from self._fly(key, number, found))
 
-    def _fly(self, key: Any, number: int, found: Any) -> Flow:
+    def _fly(self, key: Any, number: int, found: _Found | None) -> Flow:
         """Compute under the lock, or wait for the result of whoever has it."""
-        begin, pause, locks = time.monotonic(), _FIRST_PAUSE, self.session.locks
-        while True:
-            try:
-                connection: Connection | None = yield _Do(lambda: locks.attempt(number))
-            except QueryFailed:  # the server has no memory for more locks
-                return (yield from self.compute(key, found))
-            if connection is not None:
-                try:
+        flight = _Flight(self.session, self.leaders, number)
+        begin, pause = time.monotonic(), _FIRST_PAUSE
+        try:
+            while True:
+                if flight.leads() and (yield _Do(flight.attempt)):
                     return (yield from self._take_off(key, number, found))
-                finally:
-                    yield _Do(partial(locks.release, number, connection))
-            if found is not None and self._fresh(found):
-                self.counts.add("hits")
-                return found[0]
-            waited = time.monotonic() - begin
-            with _waiting_for(number) as circular:
-                if circular or (_computing.get() and waited > NESTED_PATIENCE and not locks.holds(number)):
+                if found is not None and found.fresh:
+                    self.counts.add("hits")
+                    return found.value
+                waited = time.monotonic() - begin
+                if waited > _PATIENCE and not flight.marked and _computing.get() and (yield _Do(flight.mark)):
                     return (yield from self.compute(key, found))
                 if self.options.wait is not None and waited > self.options.wait:
-                    raise LockTimeout(f"{self.function.__qualname__} was still being computed after {waited:.3g} s")
+                    raise LockTimeout(f"{self.shown} was still being computed after {waited:.3g} s")
                 yield _Pause(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            found = (yield _Do(lambda: self._look(key))) or found
-            if found is not None and not self._due(found):
-                self.counts.add("waits")
-                return found[0]
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if flight.has_news():
+                    found = (yield _Do(lambda: self._look(key))) or found
+                    if found is not None and not self._due(found):
+                        self.counts.add("waits")
+                        return found.value
+        finally:
+            if flight.ends():
+                yield _Do(flight.end)
 
-    def _take_off(self, key: Any, number: int, found: Any) -> Flow:
+    def _take_off(self, key: Any, number: int, found: _Found | None) -> Flow:
         """Compute with the lock held, unless somebody has done so just before."""
         again = yield _Do(lambda: self._look(key))
         if again is not None and not self._due(again):
             self.counts.add("waits")
-            return again[0]
+            return again.value
         return (yield from self.compute(key, again or found, number))
 
-    def compute(self, key: Any, found: Any = None, number: int | None = None) -> Flow:
+    def compute(self, key: Any, found: _Found | None = None, number: int | None = None) -> Flow:
         """Compute, store and return the result; a stale one stands in when that fails."""
         self.counts.add("misses")
         token = _computing.set((*_computing.get(), self._number(key) if number is None else number))
@@ -321,54 +360,114 @@ class _Memo(Generic[P, R]):
             value = yield _Compute()
         except Exception as error:
             self.counts.add("errors")
-            if found is None or self.options.stale is None:
+            if found is None or time.monotonic() > found.until + (self.options.stale or 0):
                 raise
-            logger.warning("%s failed with %r: a stale result is returned", self.function.__qualname__, error)
-            return found[0]
+            logger.warning("%s failed with %r: an old result is returned", self.shown, error)
+            return found.value
         finally:
             _computing.reset(token)
         yield _Do(lambda: self._store(key, value))
         return value
 
-    def _look(self, key: Any) -> tuple[Any, float | None] | None:
-        """Return the stored result and the seconds until it is stale, None for never."""
+    def _look(self, key: Any) -> _Found | None:
         found = self.session.run(one.get_aging(self.space, key))
-        if found is None or found[1] is None:
-            return found
-        return found[0], found[1] - (self.options.stale or 0)
+        if found is None:
+            return None
+        value, left = found
+        return _Found(value, inf if left is None else time.monotonic() + left - (self.options.stale or 0))
 
-    def _fresh(self, found: tuple[Any, float | None]) -> bool:
-        return found[1] is None or found[1] > 0
-
-    def _due(self, found: tuple[Any, float | None]) -> bool:
-        return found[1] is not None and found[1] <= (self.options.refresh or 0)
+    def _due(self, found: _Found) -> bool:
+        return found.until <= time.monotonic() + (self.options.refresh or 0)
 
     def _store(self, key: Any, value: Any) -> None:
         ttl = self.options.ttl(value) if callable(self.options.ttl) else self.options.ttl
         lifetime = None if ttl is None else seconds(ttl) + (self.options.stale or 0)
         try:
-            self.session.run(one.set(self.space, key, value, expiry(self.space, lifetime)))
+            self._set(key, value, expiry(self.space, lifetime))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"the result of {self.function.__qualname__} cannot be stored: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else InvalidValue
+            raise kind(f"the result of {self.shown} cannot be stored: {error}") from error
+
+    def _set(self, key: Any, value: Any, expires: Expiry) -> None:
+        try:
+            self.session.run(one.set(self.space, key, value, expires))
+        except ConnectionFailed as error:
+            if not error.maybe_applied:
+                raise
+            self.session.run(one.set(self.space, key, value, expires))  # which does no harm twice
 
     def _number(self, key: Any) -> int:
         return lock_number(self.session.table.layout.table, "memo", self.space.keys.encode(key).decode())
 
 
-_waiting: dict[int, int] = {}
-"""Lock under which somebody here computes → lock that this computation waits for."""
+@dataclass(slots=True)
+class _Found:
+    """A stored result."""
+
+    value: Any
+    until: float
+    """When it is stale, by the monotonic clock."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its ttl is not over."""
+        return self.until > time.monotonic()
 
 
-@contextmanager
-def _waiting_for(number: int) -> Iterator[bool]:
-    """Note what the present computation waits for; tell whether that waits for the present one."""
-    held = _computing.get()
-    _waiting.update(dict.fromkeys(held, number))
-    try:
-        reached, seen = number, {number}
-        while (further := _waiting.get(reached)) is not None and further not in seen:
-            seen.add(reached := further)
-        yield not seen.isdisjoint(held)
-    finally:
-        for lock in held:
-            _waiting.pop(lock, None)
+class _Flight:
+    """One call's part in a computation that many want. One call of each process leads: it alone asks the server."""
+
+    def __init__(self, session: Session, leaders: dict[int, _Flight], number: int) -> None:
+        self._locks, self._timeout = session.locks, session.timeout
+        self._leaders, self._leader, self._number = leaders, self, number
+        self._connection: Connection | None = None
+        self._failing: float | None = None
+        self.marked: tuple[int, ...] = ()
+
+    def leads(self) -> bool:
+        """Tell whether this call leads, which it does from now on if nobody else does."""
+        self._leader = self._leaders.setdefault(self._number, self)
+        return self._leader is self
+
+    def has_news(self) -> bool:
+        """Tell whether this call leads, or the one that did no longer does."""
+        return self._leader is self or self._leaders.get(self._number) is not self._leader
+
+    def attempt(self) -> bool:
+        """Take the lock if nobody has it, and tell whether to compute."""
+        try:
+            self._connection = self._locks.attempt(self._number)
+        except QueryFailed:  # the server has no memory for more locks
+            return True
+        except ConnectionFailed:
+            now = time.monotonic()
+            self._failing = self._failing or now
+            if now - self._failing > self._timeout:
+                raise
+            return False
+        self._failing = None
+        return self._connection is not None
+
+    def mark(self) -> bool:
+        """Let everybody see what the present computation waits for; tell whether that waits for it."""
+        self.marked = _computing.get()
+        try:
+            return self._locks.mark(self.marked, self._number)
+        except QueryFailed:
+            return True
+        except ConnectionFailed:
+            self.marked = ()
+            return False
+
+    def ends(self) -> bool:
+        """Let another call lead; tell whether the server has to know."""
+        if self._leaders.get(self._number) is self:
+            del self._leaders[self._number]
+        return self._connection is not None or bool(self.marked)
+
+    def end(self) -> None:
+        """Free the lock, and take the marks away."""
+        if self._connection is not None:
+            self._locks.release(self._number, self._connection)
+        if self.marked:
+            self._locks.unmark(self.marked, self._number)
