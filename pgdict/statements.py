@@ -383,27 +383,27 @@ COUNT_SOME = Family(
 
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 
-STAGE = Statement("CREATE TEMPORARY TABLE {stage} (key text COLLATE \"C\", value bytea, codec text, place bigint)")
+# Rows are numbered as they arrive, so that one sort by key finds the last value and the first place of each.
+STAGE = Statement(
+    'CREATE TEMPORARY TABLE {stage} (key text COLLATE "C", value bytea, codec text, place bigint {place})'
+)
 
-COPY = Statement("COPY {stage} (key, value, codec, place) FROM STDIN (FORMAT binary)", copies=True)
+COPY = Statement("COPY {stage} (key, value, codec) FROM STDIN (FORMAT binary)", copies=True)
 
 MERGE = Statement(
     """
     INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at {seq_column})
-    SELECT k, v, {codec_batch} e, c, c {seq_batch}
+    SELECT k, v, {codec_batch} {expiry:1}, {clock}, {clock} {seq_batch}
     FROM (
-        SELECT k, v, tag, {expiry:1} AS e, {clock} AS c {seq_numbered}
-        FROM (
-            SELECT k, v, tag FROM (
-                SELECT DISTINCT ON (key) key AS k, value AS v, codec AS tag, min(place) OVER (PARTITION BY key) AS first
-                FROM {stage}
-                ORDER BY key, place DESC
-            ) AS last_of_key
-            ORDER BY first
-        ) AS staged
+        SELECT DISTINCT ON (key) key AS k, value AS v, codec AS tag, last_value(place) OVER same_key AS s
+        FROM {stage}
+        WINDOW same_key AS (
+            PARTITION BY key ORDER BY place DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+        )
+        ORDER BY key, place DESC
     ) AS batch
     WHERE {durable}
-    ORDER BY k COLLATE "C"
+    ORDER BY k
     """
     + _REPLACE
 )
@@ -750,6 +750,7 @@ def _words(layout: Layout) -> dict[str, object]:
         "seq_column": ", seq" if seq else "",
         "seq_batch": ", s" if seq else "",
         "seq_numbered": f", nextval({_oid(layout.sequence)}) AS s" if seq else "",
+        "place": f"DEFAULT nextval({_oid(layout.sequence)})" if seq else "GENERATED ALWAYS AS IDENTITY",
         "seq_replaced": f", seq = CASE WHEN {dead} THEN excluded.seq ELSE t.seq END" if seq else "",
         "seq_reborn": ", seq = excluded.seq" if seq else "",
         "by_asc": "t.seq ASC, t.key ASC" if seq else "t.key ASC",

@@ -7,8 +7,9 @@ Text and bytea travel as their own bytes; the rest is big-endian, as the servers
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 
 _INT8 = struct.Struct("!q")
 _FLOAT8 = struct.Struct("!d")
@@ -100,11 +101,11 @@ def bytea_array(items: Collection[bytes]) -> bytes:
 def _array(oid: int, items: Collection[bytes]) -> bytes:
     if not items:
         return _EMPTY_ARRAY.pack(0, 0, oid)
-    pack = _LENGTH.pack
-    parts = [_ARRAY.pack(1, 0, oid, len(items), 1)]
-    for item in items:
-        parts += (pack(len(item)), item)
-    return b"".join(parts)
+    return _ARRAY.pack(1, 0, oid, len(items), 1) + b"".join(chain.from_iterable(zip(_lengths(items), items, strict=True)))
+
+
+def _lengths(items: Iterable[bytes]) -> Iterable[bytes]:
+    return map(_LENGTH.pack, map(len, items))
 
 
 def timestamptz_array(items: Collection[bytes | None]) -> bytes:
@@ -115,13 +116,12 @@ def timestamptz_array(items: Collection[bytes | None]) -> bytes:
     return head + b"".join(_NULL_LENGTH if item is None else _LENGTH.pack(8) + item for item in items)
 
 
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-COPY_TRAILER = struct.pack("!h", -1)
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER = struct.pack("!h", -1)
 
 
-def copy_row(*fields: bytes | None) -> bytes:
-    """Return one row of a binary COPY."""
-    parts = [struct.pack("!h", len(fields))]
-    for field in fields:
-        parts += (_NULL_LENGTH,) if field is None else (_LENGTH.pack(len(field)), field)
-    return b"".join(parts)
+def copy_block(*columns: Collection[bytes]) -> bytes:
+    """Return columns of equal length as the data of a binary COPY."""
+    fields = chain.from_iterable((_lengths(column), column) for column in columns)
+    rows = zip(repeat(struct.pack("!h", len(columns))), *fields)
+    return b"".join(chain((_COPY_HEADER,), chain.from_iterable(rows), (_COPY_TRAILER,)))

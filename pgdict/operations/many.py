@@ -147,18 +147,8 @@ def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operatio
     """Store any number of buffers through the temporary table `stage`, inside a transaction."""
     create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
     yield create, ()
-    place = 0
     for buffer in staged:
         if buffer:
-            yield copy, (_copy_block(buffer, place),)
-            place += len(buffer)
+            yield copy, (wire.copy_block(buffer, *zip(*buffer.values(), strict=True)),)
     yield merge, expiry
     yield drop, ()
-
-
-def _copy_block(buffer: Buffer, place: int) -> bytes:
-    rows = (
-        wire.copy_row(key, value, codec, wire.int8(number))
-        for number, (key, (value, codec)) in enumerate(buffer.items(), start=place)
-    )
-    return b"".join((wire.COPY_HEADER, *rows, wire.COPY_TRAILER))
