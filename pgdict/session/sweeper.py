@@ -14,7 +14,8 @@ from pgdict.session.session import Session
 
 EVERY = 10.0
 """Seconds between two sweeps."""
-_TICK = 0.5  # seconds, within which a closed session is noticed
+TICK = 0.5
+"""Seconds within which a closed session is noticed."""
 
 STEP = 500
 """Rows that one statement removes: so few that nobody waits for it."""
@@ -32,7 +33,7 @@ def _start(session: Session) -> None:
 def _sweep(reference: weakref.ref[Session]) -> None:
     last = time.monotonic()
     while True:
-        time.sleep(_TICK)
+        time.sleep(TICK)
         session = reference()
         if session is None or session.closed:
             return
