@@ -43,7 +43,8 @@ class Counted:
     """What is counted when its length is asked for, but not for a hint.
 
     `list(d)`, `sorted(d)` and `[*d]` begin an iteration and then ask for the length, to reserve memory; for that a count of
-    the whole table is too dear. They do both in one instruction of their caller, which no `len(d)` does: it gets no answer.
+    the whole table is too dear. They do both in one instruction of their caller and get a TypeError, at which Python goes
+    on without a hint. No `len(d)` is such a pair, but for the second of `[call(d) for call in (iter, len)]`.
     """
 
     _begun: weakref.ref[Beginning] | None = None
@@ -94,6 +95,9 @@ class _View(Counted):
 
     def _count(self) -> int:
         return len(self._mapping)
+
+    def __bool__(self) -> bool:
+        return bool(self._mapping)
 
 
 class _SetLike(_View):

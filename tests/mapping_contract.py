@@ -124,7 +124,7 @@ class MappingContract:
         assert list(reversed(d.items())) == pairs[::-1]
         assert list(reversed(d.values())) == [value for _, value in reversed(pairs)]
         assert len(d) == len(d.keys()) == len(d.values()) == len(d.items()) == len(pairs)
-        assert bool(d) is bool(pairs)
+        assert bool(d) is bool(d.keys()) is bool(d.values()) is bool(d.items()) is bool(pairs)
         assert d == expected
         assert d.get_many(expected) == expected
 
