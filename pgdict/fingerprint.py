@@ -8,8 +8,8 @@ Each argument is written as a text that only its equals have: of the same type a
 * Moments are equal with the same clock reading in the same zone.
 * Enum members, classes and the types of dataclasses and named tuples go by their module and name, dataclasses by the fields
   that they compare.
-* Arrays are equal with the same dtype, shape and elements, bit by bit, in whatever order of memory; frames with the same
-  dtypes, labels and elements (a `RangeIndex` is an index like any other).
+* Arrays are equal with the same dtype, shape and elements, bit by bit, in whatever order of bytes and memory; frames with the
+  same dtypes, labels and elements (a `RangeIndex` is an index like any other).
 
 A text that is too long is replaced by its digest.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -91,11 +92,11 @@ def _number(value: Any) -> Any:
 
 
 def _joined(values: Iterable[Any], typed: bool) -> str:
-    return ",".join([_text(value, typed) for value in values])
+    return ",".join(map(_text, values, repeat(typed)))
 
 
 def _unordered(values: Iterable[Any], typed: bool) -> str:
-    return ",".join(sorted([_text(value, typed) for value in values]))
+    return ",".join(sorted(map(_text, values, repeat(typed))))
 
 
 def _pairs(value: dict[Any, Any], typed: bool) -> str:
@@ -197,6 +198,8 @@ def _array(array: Any, typed: bool) -> str:
         return f"{dtype!s},{array.shape},[{_joined(array.ravel().tolist(), typed)}]"
     if dtype.char in "gG":  # long doubles: some of their bytes have no meaning
         return f"{dtype.str},{array.shape},{array.ravel().tolist()!a}"
+    if dtype.str.startswith(">"):
+        return _array(array.astype(dtype.newbyteorder("<")), typed)
     return f"{dtype.str},{array.shape},{_digest(array.tobytes())}"
 
 
