@@ -209,12 +209,17 @@ def _read(space: Space, key: object) -> Operation[tuple[bytes, bytes] | None]:
 
 
 def _swap(
-    space: Space, key: object, old: tuple[bytes, bytes], new: tuple[bytes, bytes], expiry: Expiry | None
+    space: Space,
+    key: object,
+    old: tuple[bytes, bytes],
+    new: tuple[bytes, bytes],
+    expiry: Expiry | None,
+    statement: sql.Statement = sql.SWAP,
 ) -> Operation[bool]:
     """Replace the stored value `old` by `new` if it is still there; no `expiry` keeps the old one."""
     renew = wire.FALSE if expiry is None else wire.TRUE
     params = (space.keys.encode(key), *new, *(expiry or NEVER), renew, *old)
-    return bool((yield sql.SWAP, params))
+    return bool((yield statement, params))
 
 
 def mutate(
@@ -264,10 +269,11 @@ def write_back(
     new = space.values.encode(value)
     if new == old and expiry is None:
         return
-    while not (yield from _swap(space, key, old, new, expiry)):  # it has expired, or the block itself wrote it
-        present = yield from _read(space, key)
-        if present is not None:
-            old = present
+    statement = sql.SWAP_HELD if expiry is None else sql.SWAP
+    while not (yield from _swap(space, key, old, new, expiry, statement)):
+        rows = yield sql.GET, (space.keys.encode(key),)
+        if rows and (expiry is None or rows[0][2] == wire.TRUE):  # the block itself wrote it
+            old = rows[0][:2]
         elif (yield sql.SET_NX, (space.keys.encode(key), *new, *(space.expiry if expiry is None else expiry))):
             return
 
