@@ -347,7 +347,7 @@ DELETE_MANY = Statement(
 
 CLEAR = Family(
     "WITH doomed AS MATERIALIZED (SELECT t.key FROM {table} AS t WHERE {range:1} ORDER BY t.key FOR UPDATE)"
-    + _DELETE_LOCKED
+    + _DELETE_LOCKED.replace("{durable}", "{range:1} AND {durable}")  # or the join would read the whole table
 )
 
 STATS = Family(
@@ -542,14 +542,15 @@ GET_IN_ORDER = Statement(
 )
 
 # Pages by key have no `last`; what was created since the iteration began is left out instead, or a loop that adds keys
-# would not end. Rows from the future (the server's clock was set back) are old.
+# would not end. Rows from the future (the server's clock was set back) are old. As rows, the two bounds are no range to the
+# planner, which takes a range of an unknown table for so small that it reads and sorts all of it for each page.
 SCAN = Family(
     _bounded(
         """
             SELECT t.key, CASE WHEN $1::bool THEN t.value END AS value, {codec} AS codec, NULL::bigint AS seq,
                 COALESCE($4::timestamptz, {clock}) AS mark
             FROM {table} AS t
-            WHERE {live} AND {range:6}
+            WHERE {live} AND (t.key, 0) >= ($6::text, 0) AND (t.key, 0) < ($7::text, 0)
                 AND (t.created_at <= $4::timestamptz OR t.created_at > {clock} OR $4::timestamptz IS NULL)
             ORDER BY t.key {asc} OFFSET $5::bigint
         """,

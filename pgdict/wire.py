@@ -101,7 +101,8 @@ def bytea_array(items: Collection[bytes]) -> bytes:
 def _array(oid: int, items: Collection[bytes]) -> bytes:
     if not items:
         return _EMPTY_ARRAY.pack(0, 0, oid)
-    return _ARRAY.pack(1, 0, oid, len(items), 1) + b"".join(chain.from_iterable(zip(_lengths(items), items, strict=True)))
+    head = _ARRAY.pack(1, 0, oid, len(items), 1)
+    return b"".join(chain((head,), chain.from_iterable(zip(_lengths(items), items, strict=True))))
 
 
 def _lengths(items: Iterable[bytes]) -> Iterable[bytes]:
