@@ -151,7 +151,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         if sum(given is not None for given in (location, pool, connection)) > 1:
             raise ConfigError("give one of location, pool and connection")
         if cleanup == "background" and connection is not None:
-            raise ConfigError("cleanup='background' would sweep in the application's own transaction: leave it to another handle")
+            raise ConfigError("cleanup='background' would sweep in the application's own transaction; use another handle")
         for option, number, most in (
             ("max_key_length", max_key_length, MAX_KEY_LENGTH),
             ("max_value_size", max_value_size, 2**30 - 2**20),  # a field of PostgreSQL holds 1 GB
