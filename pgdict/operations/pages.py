@@ -105,7 +105,7 @@ class BySeq:
         self._rows = size.rows if bounds is None else min(size.rows, PROBE)
         self._page = sql.PAGE.over(bounds is not None, reverse)
         self._sorted = sql.SORTED.over(bounds is not None, reverse)
-        self._with_values, self._reverse = values, reverse
+        self._with_values = values
         self._place = (_HIGHEST_SEQ if reverse else _LOWEST_SEQ), b""
         self._mark: bytes | None = None
         self._next: Callable[[], Operation[Rows]] | None = self._walk
@@ -158,5 +158,4 @@ class BySeq:
             return None
         key, _, _, read, seq, self._mark = rows[-1]
         self._place = seq, key
-        at_the_end = seq == self._mark and not self._reverse  # where several may have been moved to one place
-        return None if at_the_end else read
+        return read  # type: ignore[no-any-return]
