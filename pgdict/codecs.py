@@ -479,6 +479,7 @@ class Values:
     Args:
         codec: the codec, or the name of a built-in one.
         max_size: the most bytes that a stored value may have.
+        untagged: whether the table keeps no tags: every row is the codec's, numbers have no form of their own.
 
     >>> values = Values("json")
     >>> values.encode({"a": [1, 2]}), values.encode(12), values.encode(1.5)
@@ -489,6 +490,7 @@ class Values:
 
     codec: Codec
     max_size: int
+    untagged: bool
     tag: bytes = field(repr=False, compare=False)
     """The codec's own tag."""
     readable: tuple[bytes, ...] = field(repr=False, compare=False)
@@ -497,11 +499,12 @@ class Values:
     """Whether numbers are stored as decimal text, with the tags `int` and `float`."""
     _readers: dict[bytes, Callable[[bytes], Any]] = field(repr=False, compare=False)
 
-    def __init__(self, codec: str | Codec = "msgpack", max_size: int = MAX_VALUE_SIZE) -> None:
+    def __init__(self, codec: str | Codec = "msgpack", max_size: int = MAX_VALUE_SIZE, untagged: bool = False) -> None:
         codec = resolve(codec)
         tag = codec.name.encode()
-        readers = {tag: codec.decode} if codec.sealed else {tag: codec.decode} | _HARMLESS
-        fields = (codec, max_size, tag, tuple(readers), not codec.sealed, readers)
+        alone = codec.sealed or untagged
+        readers = {tag: codec.decode} if alone else {tag: codec.decode} | _HARMLESS
+        fields = (codec, max_size, untagged, tag, tuple(readers), not alone, readers)
         for name, value in zip(self.__slots__, fields, strict=True):
             object.__setattr__(self, name, value)
 
@@ -540,7 +543,7 @@ class Values:
         return f"a dictionary with codec {self.codec.name!r} does not read such rows"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Values, (self.codec, self.max_size)
+        return Values, (self.codec, self.max_size, self.untagged)
 
 
 _HARMLESS: dict[bytes, Callable[[bytes], Any]] = {

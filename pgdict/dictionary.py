@@ -158,7 +158,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         ):
             if not 1 <= number <= most:
                 raise ConfigError(f"{option} is 1 to {most} bytes, not {number!r}")
-        values = Values(codec, max_value_size)
+        values = Values(codec, max_value_size, untagged=adopt)
         lifetime = None if ttl is None else seconds(ttl)
         if adopt and codec not in ("bytes", "text"):
             raise ConfigError(f"adopt=True needs codec='bytes' or codec='text', not {codec!r}")
@@ -671,7 +671,9 @@ class PgDict(Counted, MutableMapping[K, V]):
         if not names:
             raise TypeError("namespace needs a name")
         space = self._space
-        values = space.values if codec is None else Values(codec, space.values.max_size)
+        values = space.values if codec is None else Values(codec, space.values.max_size, space.values.untagged)
+        if values.untagged and values.codec != space.values.codec:
+            raise ConfigError(f"every value of an adopted table is {space.values.codec.name}: codec={codec!r} cannot be told apart")
         lifetime = space.ttl
         if ttl is not DEFAULT:
             lifetime = None if ttl is None or isinstance(ttl, Sentinel) else seconds(ttl)

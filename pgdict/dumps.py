@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import secrets
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
 
@@ -38,19 +41,21 @@ class Stored(NamedTuple):
 
 
 def write(path: Path, entries: Iterable[Stored], values: Values) -> int:
-    """Write the entries and return how many; the file appears, or is replaced, when it is complete."""
+    """Write the entries and return how many; the file appears, or is replaced, when it is complete and on the disk."""
     record = _packed if path.suffix == ".msgpack" else _line
-    partial = path.with_name(path.name + ".partial")
-    count = 0
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    written = 0
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             for entry in entries:
                 file.write(record(entry, values))
-                count += 1
+                written += 1
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
+    return written
 
 
 def read(path: Path, values: Values) -> Iterator[Stored]:
@@ -59,14 +64,33 @@ def read(path: Path, values: Values) -> Iterator[Stored]:
     Raises:
         InvalidValue: a record is not one; its place in the file is named.
     """
+    parse = _unpacked if path.suffix == ".msgpack" else _parsed
     with path.open("rb") as file:
-        records = msgpack.Unpacker(file, use_list=True, max_buffer_size=0) if path.suffix == ".msgpack" else file
-        parse = _unpacked if path.suffix == ".msgpack" else _parsed
-        for number, record in enumerate(records, start=1):
+        records = _packed_records(file) if path.suffix == ".msgpack" else iter(file)
+        for number in count(1):
             try:
-                yield parse(record, values)
-            except (ValueError, TypeError, KeyError) as error:
-                raise InvalidValue(f"{path}, entry {number}: {error}") from error
+                record = next(records, None)
+                entry = None if record is None else parse(record, values)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise InvalidValue(f"{path}, entry {number}: {_reason(error)}") from error
+            if entry is None:
+                break
+            yield entry
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+
+
+def _packed_records(file: BinaryIO) -> Iterator[Any]:
+    """Yield the records of a stream of msgpack, whose own reader takes a torn last one for the end."""
+    records = msgpack.Unpacker(file, use_list=True, max_buffer_size=0)
+    end = 0
+    for record in records:
+        end = records.tell()
+        yield record if record is not None else ()
+    if end != os.fstat(file.fileno()).st_size:
+        raise ValueError("the file ends in the middle of it")
 
 
 def _packed(entry: Stored, _: Values) -> bytes:
@@ -105,7 +129,9 @@ def _parsed(line: bytes, values: Values) -> Stored:
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    key = record["key"] if "key" in record else _KEYS.decode(str(record["stored_key"]).encode())
+    key = record["key"] if "key" in record else _KEYS.decode(record["stored_key"].encode())
+    if "key" in record and not isinstance(key, str):
+        raise ValueError(f"its key is no string, but {key!r}")
     if "value" in record:
         value, codec = values.encode(codecs.json.decode(json.dumps(record["value"]).encode()))
     else:

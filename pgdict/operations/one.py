@@ -300,7 +300,7 @@ def increment(space: Space, key: object, by: float, expiry: Expiry) -> Operation
     if isinstance(by, bool) or not isinstance(by, int | float):
         raise TypeError(f"increment adds an int or a float, not {type(by).__name__}: {by!r}")
     stored = space.keys.encode(key)
-    if not space.values.counts:
+    if space.values.codec.sealed:
         raise TypeError(f"codec {space.values.codec.name!r} has no increment: the server cannot sign its numbers")
     if type(by) is int and -_LARGE < by < _LARGE:
         small = -_SMALL < by < _SMALL
