@@ -574,14 +574,14 @@ class PgDict(Counted, MutableMapping[K, V]):
     def _store(self, pairs: Iterable[tuple[Any, Any]], ttl: Ttl) -> None:
         lifetime = expiry(self._space, ttl)
         buffers = many.buffers(self._space, pairs)
-        first = next(buffers)
-        second = next(buffers, None)
-        if second is None:
-            self._session.run(many.set_buffer(self._space, first, lifetime))
-        else:
-            stage = f"pgdict_stage_{secrets.token_hex(8)}"
+        first, more = next(buffers)
+        if more:
+            staged = chain((first,), (buffer for buffer, _ in buffers))
+            del first  # one buffer at a time is enough to hold
             with self._session.transaction():
-                self._session.run(many.set_staged(stage, chain((first, second), buffers), lifetime))
+                self._session.run(many.set_staged(f"pgdict_stage_{secrets.token_hex(8)}", staged, lifetime))
+        else:
+            self._session.run(many.set_buffer(self._space, first, lifetime))
 
     def delete_many(self, keys: Iterable[K]) -> int:
         """Remove those keys that are there, and return how many were. One statement, atomic, for each 5,000 keys.

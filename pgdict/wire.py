@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from itertools import chain, repeat
 
 _INT8 = struct.Struct("!q")
@@ -102,7 +103,14 @@ def _array(oid: int, items: Collection[bytes]) -> bytes:
     if not items:
         return _EMPTY_ARRAY.pack(0, 0, oid)
     head = _ARRAY.pack(1, 0, oid, len(items), 1)
-    return b"".join(chain((head,), chain.from_iterable(zip(_lengths(items), items, strict=True))))
+    return _joined(chain((head,), chain.from_iterable(zip(_lengths(items), items, strict=True))))
+
+
+def _joined(parts: Iterable[bytes]) -> bytes:
+    """Join parts one after the other: `bytes.join` would first collect them, at some 100 bytes for each."""
+    whole = BytesIO()
+    whole.writelines(parts)
+    return whole.getvalue()
 
 
 def _lengths(items: Iterable[bytes]) -> Iterable[bytes]:
@@ -125,4 +133,4 @@ def copy_block(*columns: Collection[bytes]) -> bytes:
     """Return columns of equal length as the data of a binary COPY."""
     fields = chain.from_iterable((_lengths(column), column) for column in columns)
     rows = zip(repeat(struct.pack("!h", len(columns))), *fields)
-    return b"".join(chain((_COPY_HEADER,), chain.from_iterable(rows), (_COPY_TRAILER,)))
+    return _joined(chain((_COPY_HEADER,), chain.from_iterable(rows), (_COPY_TRAILER,)))

@@ -85,20 +85,23 @@ def delete_many(space: Space, keys: Iterable[object]) -> Operation[int]:
     return deleted
 
 
-def buffers(space: Space, pairs: Iterable[tuple[object, object]]) -> Iterator[Buffer]:
-    """Yield the pairs encoded, duplicates resolved as a dict would, in buffers of bounded size; at least one."""
+def buffers(space: Space, pairs: Iterable[tuple[object, object]]) -> Iterator[tuple[Buffer, bool]]:
+    """Yield the pairs encoded, duplicates resolved as a dict would, in buffers of bounded size; at least one.
+
+    With each comes whether there are more, so that nobody needs to have two at once to know.
+    """
     encode_key, encode_value = space.keys.encode, space.values.encode
     buffer: Buffer = {}
     size = 0
     for key, value in pairs:
+        if size > BUFFER:
+            yield buffer, True
+            buffer, size = {}, 0
         stored = encode_key(key)
         encoded = encode_value(value)
         buffer[stored] = encoded
         size += len(stored) + len(encoded[0]) + _ROW_OVERHEAD
-        if size > BUFFER:
-            yield buffer
-            buffer, size = {}, 0
-    yield buffer
+    yield buffer, False
 
 
 def expiries(keys: Iterable[bytes]) -> Operation[dict[bytes, datetime]]:
@@ -147,8 +150,11 @@ def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operatio
     """Store any number of buffers through the temporary table `stage`, inside a transaction."""
     create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
     yield create, ()
-    for buffer in staged:
-        if buffer:
-            yield copy, (wire.copy_block(buffer, *zip(*buffer.values(), strict=True)),)
+    for block in map(_copy_block, staged):
+        yield copy, (block,)
     yield merge, expiry
     yield drop, ()
+
+
+def _copy_block(buffer: Buffer) -> bytes:
+    return wire.copy_block(buffer, *zip(*buffer.values(), strict=True))
