@@ -212,7 +212,7 @@ class Model:
         if type(number) not in (int, float):
             raise TypeError("no number")
         total = number + by
-        if isinstance(total, float) and not math.isfinite(total) and math.isfinite(number):
+        if isinstance(total, float) and not math.isfinite(total) and math.isfinite(number) and math.isfinite(by):
             raise InvalidValue("beyond the floats")
         if row is None:
             self.put(key, total, self.begin(ttl))

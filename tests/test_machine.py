@@ -404,4 +404,4 @@ def test_histories(fleet: Fleet) -> None:
 @pytest.mark.timeout(300)
 def test_long_histories(fleet: Fleet) -> None:
     """So it is in long histories."""
-    run(fleet, examples=120, steps=100)
+    run(fleet, examples=60, steps=80)
