@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import secrets
 import threading
 import weakref
@@ -30,6 +31,7 @@ from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Space, expiry, many
 from pgdict.operations.one import CasResult, Entry
 from pgdict.operations.space import Expiry, Sentinel, amount, seconds
 from pgdict.operations.whole import Stats
+from pgdict.server import locate
 from pgdict.session import (
     Connection,
     Durability,
@@ -170,6 +172,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         elif connection is not None:
             opened = opening.open_connection(connection, options, network)
         else:
+            location = locate(location)  # for wherever it is unpickled
             opened = opening.open_location(location, options, network)
         self._session, found, place = opened
         if cleanup == "background":
@@ -183,7 +186,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         )
         lasting = pool is None and connection is None
         options = replace(options, order=found.layout.order, durability=found.durability)
-        self._origin = _Origin(location if lasting else None, options, network, place, lasting)
+        self._origin = _Origin(location, options, network, place, lasting)
 
     # A dict ---------------------------------------------------------------------------------------------------------
 
@@ -989,7 +992,7 @@ _places: dict[Any, Place] = {}
 
 def _reopened(kind: type[PgDict[Any, Any]], location: Any, options: Options, network: Network, space: Space) -> Any:
     """Return the dictionary that was pickled; those from the same origin share one session in a process."""
-    origin = (str(location), options, network)
+    origin = (location, options, network)
     with _reopening:
         session = _reopened_sessions.get(origin)
         if session is None or session.closed:
@@ -1002,6 +1005,15 @@ def _reopened(kind: type[PgDict[Any, Any]], location: Any, options: Options, net
 
 
 _reopening = threading.Lock()
+
+
+def _forked() -> None:
+    global _reopening
+    _reopening = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _pairs(items: Any) -> Iterable[tuple[Any, Any]]:
