@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import secrets
 import threading
@@ -53,7 +52,6 @@ from pgdict.views import Counted, StoredItems, StoredKeys, StoredValues
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
-T = TypeVar("T")
 
 Ttl = float | timedelta | None | Sentinel
 Cleanup = Literal["on_read", "background", "manual", "disabled"]
@@ -572,14 +570,14 @@ class PgDict(Counted, MutableMapping[K, V]):
         >>> d.set_many({"a": 1, "b": 2}, ttl=60)
         """
         pairs = _pairs(items)
-        self._store(_with_progress(pairs, items) if progress else pairs, ttl)
+        self._store(display.with_progress(pairs, items) if progress else pairs, ttl)
 
     def _store(self, pairs: Iterable[tuple[Any, Any]], ttl: Ttl) -> None:
         lifetime = expiry(self._space, ttl)
         buffers = many.buffers(self._space, pairs)
         first, more = next(buffers)
         if more:
-            staged = chain((first,), (buffer for buffer, _ in buffers))
+            staged = chain(((first, more),), buffers)
             del first  # one buffer at a time is enough to hold
             with self._session.transaction():
                 self._session.run(many.set_staged(f"pgdict_stage_{secrets.token_hex(8)}", staged, lifetime))
@@ -831,7 +829,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         """
         with self.snapshot() as then:
             entries: Iterable[Stored] = then._entries()
-            return write_dump(Path(path), _with_progress(entries, then) if progress else entries, self._space.values)
+            return write_dump(Path(path), display.with_progress(entries, then) if progress else entries, self._space.values)
 
     def _entries(self) -> Iterator[Stored]:
         pages = walk(self._space, values=True)
@@ -853,7 +851,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         entries: Iterable[Stored] = read_dump(Path(path), self._space.values)
         count = 0
         with self._session.transaction():
-            for batch in many.entry_buffers(self._space, _with_progress(entries, ()) if progress else entries):
+            for batch in many.entry_buffers(self._space, display.with_progress(entries, ()) if progress else entries):
                 self._session.run(many.set_entries(batch))
                 count += len(batch)
         return count
@@ -927,7 +925,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._shown()}, table={self._origin.options.table!r}, at={self._origin.place.name!r})"
+        place = display.place(self._origin.place.name)
+        return f"{type(self).__name__}({self._shown()}, table={self._origin.options.table!r}, at={place!r})"
 
     def _shown(self) -> str:
         """Return the first items, without reading the whole table."""
@@ -945,20 +944,19 @@ class PgDict(Counted, MutableMapping[K, V]):
     def _repr_html_(self) -> str:
         """Return a table of the first items, for notebooks."""
         title = f"{type(self).__name__} {self._origin.options.table} {self._space.keys.prefix}".strip()
-        place = self._origin.place.name
+        place = display.place(self._origin.place.name)
         if self._session.closed:
-            return display.html(title, f"closed, {place}", [], more=False)
+            return display.html(title, f"closed, {place}")
         try:
             lines, more = self._session.run(whole.preview(self._space, display.SHOWN))
-            count = self._session.run(whole.count_some(self._space, _COUNTED + 1))
+            items = display.number_of_items(*self._session.run(whole.count_some(self._space, _COUNTED)))
         except PgDictError as error:
-            return display.html(title, f"{error}, {place}", [], more=False)
-        items = f"more than {_COUNTED:,} items" if count > _COUNTED else f"{count:,} items"
-        return display.html(title, f"{items}, {place}", lines, more)
+            return display.html(title, f"{error}, {place}")
+        return display.html(title, f"{items}, {place}", lines, more=more)
 
     def _ipython_key_completions_(self) -> list[Any]:
         """Return keys for `d["us<TAB>`: those that begin with what is typed, some hundred at most."""
-        return list(self.scan_keys(display.typed_prefix(), limit=_COMPLETIONS))
+        return list(display.readable(self.scan_keys(display.typed_prefix(), limit=_COMPLETIONS)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         origin = self._origin
@@ -1022,12 +1020,3 @@ def _pairs(items: Any) -> Iterable[tuple[Any, Any]]:
     if hasattr(items, "keys"):
         return ((key, items[key]) for key in items.keys())  # noqa: SIM118 - all that is known is that it has keys()
     return items  # type: ignore[no-any-return]
-
-
-def _with_progress(pairs: Iterable[T], items: Any) -> Iterable[T]:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        raise ConfigError("progress=True needs tqdm: pip install '.[progress]'") from None
-    bar: Iterable[T] = tqdm(pairs, total=operator.length_hint(items) or None, unit=" items")
-    return bar

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import re
-from collections.abc import Iterable, Sequence
+from ast import literal_eval
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from reprlib import Repr
-from typing import Any, Protocol
+from typing import Any, TypeVar
+
+from pgdict.errors import ConfigError, DecodeError, PgDictError
+from pgdict.operations.whole import Glimpse, Long
+
+T = TypeVar("T")
 
 SHOWN = 10
 """Items that are shown."""
-
-short = Repr()
-short.maxstring = short.maxother = short.maxlong = 60
-short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = 6
+_LONGEST, _LONGEST_TITLE = 100, 200
 
 
-class Line(Protocol):
-    """One item as it is shown."""
+class _Short(Repr):
+    """Shortens, and leaves dicts in their order, where `Repr` sorts them."""
 
-    @property
-    def key(self) -> Any:
-        """The key."""
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0 < len(x):
+            return "{...}"
+        shown = islice(x.items(), self.maxdict)
+        pairs = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in shown]
+        return "{" + ", ".join(pairs + ["..."] * (len(x) > self.maxdict)) + "}"
 
-    @property
-    def value(self) -> Any:
-        """The value, or the error of reading it."""
 
-    @property
-    def seconds(self) -> float | None:
-        """Seconds until it expires."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the stored value."""
+_short = _Short()
+_short.maxlevel = 3
+_short.maxstring = _short.maxlong = 60
+_short.maxother = 80
+_short.maxdict = _short.maxlist = _short.maxtuple = _short.maxset = _short.maxfrozenset = 6
 
 
 def brief(value: object) -> str:
@@ -41,11 +48,36 @@ def brief(value: object) -> str:
 
     >>> brief("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx'"
+    >>> brief({"b": 1, "a": [[[[2]]]]})
+    "{'b': 1, 'a': [[[...]]]}"
     """
     try:
-        return short.repr(value)
+        return _cut(_short.repr(value), _LONGEST)
     except Exception as error:  # noqa: BLE001 - somebody's __repr__
         return f"<{type(value).__name__}: {type(error).__name__}>"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def place(name: str) -> str:
+    """Return where the data is, as somebody says it who is in the present directory."""
+    try:
+        return f"{os.curdir}{os.sep}{Path(name).relative_to(Path.cwd())}"
+    except (OSError, ValueError):
+        return name
+
+
+def number_of_items(counted: int, estimated: int | None) -> str:
+    """Return a number of items as people say it.
+
+    >>> number_of_items(1, None), number_of_items(100_000, 1_234_567), number_of_items(100_000, 0)
+    ('1 item', 'about 1,234,567 items', 'more than 100,000 items')
+    """
+    if estimated is None:
+        return f"{counted:,} item{'s' * (counted != 1)}"
+    return f"about {estimated:,} items" if estimated > counted else f"more than {counted:,} items"
 
 
 def duration(seconds: float | None) -> str:
@@ -82,28 +114,36 @@ def size(count: int) -> str:
 _STYLE = "text-align:left;vertical-align:top;padding:.15em .8em .15em 0;font-family:monospace;white-space:pre-wrap"
 
 
-def html(title: str, subtitle: str, lines: Sequence[Line], more: bool) -> str:
+def html(title: str, subtitle: str, lines: Sequence[Glimpse] = (), *, more: bool = False) -> str:
     """Return a table. It sets no colours, so it reads in light and dark themes alike."""
-    head = _row("th", ("key", "type", "value", "expires in", "size"))
-    body = [_row("td", _cells(line)) for line in lines]
-    if more:
-        body.append(_row("td", ("…", "", "", "", "")))
-    return (
-        f"<div><strong>{escape(title)}</strong> <small>{escape(subtitle)}</small>"
-        f'<table style="border-collapse:collapse"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
-    )
+    rows = [_row("td", _cells(line)) for line in lines] + [_row("td", ("…", "", "", "", ""))] * more
+    table = ""
+    if rows:
+        head = _row("th", ("key", "type", "value", "expires in", "size"))
+        table = f'<table style="border-collapse:collapse"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    return f"<div><strong>{_text(title)}</strong> <small>{_text(subtitle)}</small>{table}</div>"
 
 
-def _cells(line: Line) -> tuple[str, ...]:
-    kind = "?" if isinstance(line.value, Exception) else type(line.value).__name__
-    return brief(line.key), kind, brief(line.value), duration(line.seconds), size(line.size)
+def _cells(line: Glimpse) -> tuple[str, ...]:
+    kind, value = type(line.value).__name__, brief(line.value)
+    if isinstance(line.value, DecodeError):
+        kind, value = "", f"cannot be read: {line.value}"
+    elif isinstance(line.value, Long):
+        kind, value = "", f"too long to show, {line.value.codec}"
+    return brief(line.key), kind, value, duration(line.seconds), size(line.size)
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f'<{tag} style="{_STYLE}">{escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f'<{tag} style="{_STYLE}">{_text(cell)}</{tag}>' for cell in cells) + "</tr>"
 
 
-_TYPED = re.compile(r"""\[\s*['"]([^'"]*)$""")
+def _text(text: str) -> str:
+    """Return any text as HTML: bounded, and without the surrogates and controls that it cannot hold."""
+    shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in _cut(text, _LONGEST_TITLE))
+    return escape("".join(shown))
+
+
+_TYPED = re.compile(r"""\[\s*((['"])(?:\\.|(?!\2|\\).)*)$""")
 
 
 def typed_prefix() -> str:
@@ -112,6 +152,27 @@ def typed_prefix() -> str:
         from IPython import get_ipython  # whoever completes keys has it
 
         match = _TYPED.search(get_ipython().Completer.text_until_cursor)
-    except (ImportError, AttributeError, TypeError):
+        return str(literal_eval(match[1] + match[2])) if match else ""
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError):
         return ""
-    return match[1] if match else ""
+
+
+def readable(keys: Iterator[T]) -> Iterator[T]:
+    """Yield those keys that can be read, until the end or a failure."""
+    while True:
+        try:
+            yield next(keys)
+        except DecodeError:
+            continue
+        except (PgDictError, StopIteration):
+            return
+
+
+def with_progress(items: Iterable[T], counted: object) -> Iterable[T]:
+    """Show a progress bar while iterating, as long as `counted`: a widget in a notebook with widgets, else a line of text."""
+    try:
+        tqdm = import_module("tqdm.auto" if find_spec("ipywidgets") else "tqdm").tqdm  # auto warns where they are missing
+    except ImportError:
+        raise ConfigError("progress=True needs tqdm: pip install '.[progress]'") from None
+    bar: Iterable[T] = tqdm(items, total=operator.length_hint(counted) or None, unit=" items")
+    return bar

@@ -106,7 +106,13 @@ def _glimpse(space: Space, row: Row) -> Glimpse:
     return Glimpse(key, value, None if expires is None else wire.seconds_between(now, expires), wire.from_int8(size))
 
 
-def count_some(space: Space, most: int) -> Operation[int]:
-    """Count the live keys, but no further than `most`."""
-    ((number,),) = yield sql.COUNT_SOME.over(space.bounds is not None), (wire.int8(most), *(space.bounds or ()))
-    return wire.from_int8(number)
+def count_some(space: Space, most: int) -> Operation[tuple[int, int | None]]:
+    """Count the live keys, but no further than `most`; where there are more, return also what the server estimates, or 0."""
+    ((number,),) = yield sql.COUNT_SOME.over(space.bounds is not None), (wire.int8(most + 1), *(space.bounds or ()))
+    counted = wire.from_int8(number)
+    if counted <= most:
+        return counted, None
+    if space.bounds is not None:
+        return most, 0
+    ((estimated,),) = yield sql.ESTIMATE, ()
+    return most, wire.from_int8(estimated)
