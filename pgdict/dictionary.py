@@ -771,13 +771,16 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         However many threads, processes and machines miss a result at once, one computes it and the others get it; if it dies,
         another takes over. Inside a transaction a call reads, computes and stores as part of it and waits for nobody.
-        Works on functions, methods, and `async def`; exceptions are not stored. A result that the codec refuses raises.
+        Works on functions, methods, and `async def`; exceptions are not stored, so that whoever waited computes in turn.
+        A result that the codec refuses is an error each time. A computation may use the dictionary and other memoized
+        functions; a thread that it starts itself needs its context (`contextvars.copy_context().run`).
 
-        The function gets `cache_key`, `cache_info`, `cache_clear`, `invalidate`, `refresh` and `__wrapped__`.
+        The function gets `cache_key`, `cache_info`, `cache_clear`, `invalidate`, `refresh` and `__wrapped__`; of a method they
+        take the object, too: `Class.method.invalidate(object, 1)`. What is just being computed is stored after a `cache_clear`.
 
         Calls share a result when their arguments are equal, however they are spelled: of the same types and content, the
-        order of dicts and sets aside. Arguments may be what a key or the msgpack codec holds, enums, dataclasses, named tuples,
-        paths, classes, and by content numpy arrays and pandas frames.
+        order of dicts, sets and keywords aside. Arguments may be what a key or the msgpack codec holds, enums, dataclasses,
+        named tuples, paths, ranges, classes, and by content numpy arrays and pandas frames; objects of subclasses are refused.
 
         Args:
             ttl: seconds that a result lives, or a function of the result; None is for ever.
@@ -800,7 +803,10 @@ class PgDict(Counted, MutableMapping[K, V]):
         (9, 9)
 
         Raises:
-            TypeError: an argument cannot be part of a key; the message names it and the ways out.
+            TypeError: an argument cannot be part of a key, the message names it and the ways out; the function is a generator;
+                the result cannot be stored.
+            InvalidValue: neither can this value of its type.
+            ValueError: the function has no name that lasts; an option makes no sense.
             LockTimeout: see `wait`.
         """
         lasting: Any = ttl

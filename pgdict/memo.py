@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -212,6 +213,10 @@ class _Compute(NamedTuple):
     """Call the function."""
 
 
+class _Closing(BaseException):
+    """GeneratorExit to a flow, which cannot end at once: it has to free its lock first."""
+
+
 async def _in_thread(work: Callable[[], Any]) -> Any:
     """Do it in another thread, to its end also when the task is cancelled meanwhile: it may take a lock, or free it."""
     doing = asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work)
@@ -300,9 +305,11 @@ class _Memo(Generic[P, R]):
                             answer = await cast("Awaitable[Any]", self.function(*args, **kwargs))
                 except BaseException as error:  # noqa: BLE001 - the flow frees its lock, and raises it again
                     closing = isinstance(error, GeneratorExit)
-                    step = flow.throw(error)
+                    step = flow.throw(_Closing() if closing else error)
                 else:
                     step = flow.send(answer)
+        except _Closing:
+            raise GeneratorExit from None
         except StopIteration as stop:
             return stop.value
 
@@ -329,7 +336,7 @@ class _Memo(Generic[P, R]):
                     self.counts.add("hits")
                     return found.value
                 waited = time.monotonic() - begin
-                if waited > _PATIENCE and not flight.marked and _computing.get() and (yield _Do(flight.mark)):
+                if waited > _PATIENCE and flight.may_circle and (yield _Do(flight.mark)):
                     return (yield from self.compute(key, found))
                 if self.options.wait is not None and waited > self.options.wait:
                     raise LockTimeout(f"{self.shown} was still being computed after {waited:.3g} s")
@@ -365,7 +372,8 @@ class _Memo(Generic[P, R]):
             logger.warning("%s failed with %r: an old result is returned", self.shown, error)
             return found.value
         finally:
-            _computing.reset(token)
+            with suppress(ValueError):  # a coroutine that is closed from elsewhere
+                _computing.reset(token)
         yield _Do(lambda: self._store(key, value))
         return value
 
@@ -422,7 +430,13 @@ class _Flight:
         self._leaders, self._leader, self._number = leaders, self, number
         self._connection: Connection | None = None
         self._failing: float | None = None
-        self.marked: tuple[int, ...] = ()
+        self._held = _computing.get()
+        self._marked = False
+
+    @property
+    def may_circle(self) -> bool:
+        """Whether a computation waits that was not seen to wait yet."""
+        return bool(self._held) and not self._marked
 
     def leads(self) -> bool:
         """Tell whether this call leads, which it does from now on if nobody else does."""
@@ -450,24 +464,24 @@ class _Flight:
 
     def mark(self) -> bool:
         """Let everybody see what the present computation waits for; tell whether that waits for it."""
-        self.marked = _computing.get()
+        self._marked = True
         try:
-            return self._locks.mark(self.marked, self._number)
+            return self._locks.mark(self._held, self._number)
         except QueryFailed:
             return True
         except ConnectionFailed:
-            self.marked = ()
+            self._marked = False
             return False
 
     def ends(self) -> bool:
         """Let another call lead; tell whether the server has to know."""
         if self._leaders.get(self._number) is self:
             del self._leaders[self._number]
-        return self._connection is not None or bool(self.marked)
+        return self._connection is not None or self._marked
 
     def end(self) -> None:
         """Free the lock, and take the marks away."""
         if self._connection is not None:
             self._locks.release(self._number, self._connection)
-        if self.marked:
-            self._locks.unmark(self.marked, self._number)
+        if self._marked:
+            self._locks.unmark(self._held, self._number)

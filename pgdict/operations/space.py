@@ -32,6 +32,9 @@ class Sentinel(enum.Enum):
     def __repr__(self) -> str:
         return self.value
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"{self.value} is no value")
+
 
 ABSENT: Final = Sentinel.ABSENT
 """No value at all, where None would be a value."""
