@@ -667,7 +667,7 @@ class Layout:
     def render(self, statement: Statement) -> Rendered:
         """Return `statement` for this table."""
         template = statement.modern if statement.modern and self.version >= 180000 else statement.template
-        sql = " ".join(template.format(**_words(self)).split()).encode()
+        sql = " ".join(template.split()).format(**_words(self)).encode()  # a table's name may hold any white space
         return Rendered(
             b"pgdict_" + hashlib.blake2s(sql, digest_size=12).hexdigest().encode(),
             sql,
