@@ -211,3 +211,32 @@ def test_pool(server_url: str, sql: Callable[[str], Any], table: str) -> None:
             expire(sql, table)
             time.sleep(0.3)
         assert eventually(lambda: sql(f"SELECT count(*) FROM {table}") == 0)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_read_never_waits(server_url: str, sql: Callable[[str], Any], table: str, own: bool) -> None:
+    """A read does not wait for a second connection, to remove the expired row it met: it leaves the row there."""
+    with (
+        ConnectionPool(server_url, min_size=1, max_size=1, open=not own) as pool,
+        PgDict[Any, Any](server_url, table=table, max_size=1) if own else PgDict[Any, Any](pool=pool, table=table) as d,
+    ):
+        expire(sql, table, 1)
+        sql("BEGIN")
+        sql(f"LOCK TABLE {table}")
+
+        def read() -> tuple[object, float]:
+            return d.get("old1"), time.monotonic()
+
+        def occupy() -> float:
+            time.sleep(0.3)  # the read has the only connection, and waits for the table
+            with d.transaction():
+                time.sleep(1)
+                return time.monotonic()
+
+        def release() -> None:
+            time.sleep(0.6)
+            sql("COMMIT")
+
+        (value, read_at), occupied_until, _ = at_once(read, occupy, release)
+        assert value is None
+        assert read_at < occupied_until - 0.5

@@ -134,15 +134,15 @@ class Session:
 
     def _execute_chore(self, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         """Execute what may be left undone; where rights or a standby forbid it, leave it for good."""
-        if self._chores and not self.source.inside:
-            lane = self.source.take()
-            try:
-                return lane.execute(rendered, params)
-            except psycopg.Error as error:
-                self._chores = error.sqlstate not in FORBIDDEN
-            finally:
-                self.source.give(lane)
-        return ()
+        if not self._chores or (lane := self.source.spare()) is None:
+            return ()
+        try:
+            return lane.execute(rendered, params)
+        except psycopg.Error as error:
+            self._chores = error.sqlstate not in FORBIDDEN
+            return ()
+        finally:
+            self.source.give(lane)
 
     def _again(self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error) -> Rows:
         """Repeat a statement that surely changed nothing, until the time is up."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
 from pgdict.session.failures import message_of, translating
@@ -80,6 +80,10 @@ class Source(Protocol):
         """Return a connection for one statement or one transaction."""
         ...
 
+    def spare(self) -> Lane | None:
+        """Return a connection that is free at this moment, for what may be left undone."""
+        ...
+
     def give(self, lane: Lane) -> None:
         """Take it back."""
         ...
@@ -130,6 +134,13 @@ class Leases:
             return self._free.pop()
         except IndexError:
             return self._wait()
+
+    def spare(self) -> Lane | None:
+        """Return a free connection, if there is one."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
 
     def give(self, lane: Lane) -> None:
         """Keep a connection for the next statement, unless it is of no use, or somebody has waited long enough for it."""
@@ -273,11 +284,21 @@ class Borrowed:
 
     def take(self) -> Lane:
         """Borrow a connection."""
+        with translating():
+            return self._borrow(self._timeout)
+
+    def spare(self) -> Lane | None:
+        """Borrow a connection, if there is one."""
+        try:
+            return self._borrow(0.001)
+        except PoolTimeout:
+            return None
+
+    def _borrow(self, timeout: float) -> Lane:
         if self._closed:
             raise PgDictError("this PgDict is closed")
         _check_process(self._pid, "pool")
-        with translating():
-            connection = self._pool.getconn(self._timeout)
+        connection = self._pool.getconn(timeout)
         lane = self._lanes.get(connection)
         if lane is None:
             lane = self._lanes[connection] = Lane(connection)
@@ -331,6 +352,9 @@ class Joined:
             self._turn.release()
             raise
         return self._lane
+
+    def spare(self) -> None:
+        """Leave no chores to a transaction that is not ours."""
 
     def give(self, lane: Lane) -> None:  # noqa: ARG002 - there is but one
         """Let others use it."""
