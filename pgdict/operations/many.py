@@ -146,8 +146,8 @@ def set_buffer(space: Space, buffer: Buffer, expiry: Expiry) -> Operation[None]:
         yield from sweep_two(space, expiry, len(buffer))
 
 
-def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operation[None]:
-    """Store any number of buffers through the temporary table `stage`, inside a transaction."""
+def set_staged(stage: str, staged: Iterator[tuple[Buffer, bool]], expiry: Expiry) -> Operation[None]:
+    """Store what `buffers` yields through the temporary table `stage`, inside a transaction."""
     create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
     yield create, ()
     for block in map(_copy_block, staged):
@@ -156,5 +156,6 @@ def set_staged(stage: str, staged: Iterator[Buffer], expiry: Expiry) -> Operatio
     yield drop, ()
 
 
-def _copy_block(buffer: Buffer) -> bytes:
+def _copy_block(staged: tuple[Buffer, bool]) -> bytes:
+    buffer, _ = staged
     return wire.copy_block(buffer, *zip(*buffer.values(), strict=True))
