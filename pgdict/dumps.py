@@ -12,6 +12,7 @@ holds a JSON object a line:
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import secrets
@@ -41,8 +42,15 @@ class Stored(NamedTuple):
 
 
 def write(path: Path, entries: Iterable[Stored], values: Values) -> int:
-    """Write the entries and return how many; the file appears, or is replaced, when it is complete and on the disk."""
+    """Write the entries and return how many; the file appears, or is replaced, when it is complete and on the disk.
+
+    Raises:
+        OSError: the file cannot be written, or is a pipe or a device such as `/dev/stdout`, which must not be replaced.
+    """
     record = _packed if path.suffix == ".msgpack" else _line
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "a pipe or device cannot be replaced", str(path))
+    path = path.resolve()
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     written = 0
     try:

@@ -37,7 +37,7 @@ def contents(d: PgDict[Any, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(items=st.lists(st.tuples(keys, everything, st.none() | st.floats(100, 10**9)), max_size=6))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_round_trip(
     d: PgDict[Any, Any], other: PgDict[Any, Any], tmp_path: Path, suffix: str, items: list[tuple[Any, Any, float | None]]
 ) -> None:
@@ -359,3 +359,18 @@ def test_memory(server_url: str, table: str, tmp_path: Path, suffix: str) -> Non
     with program(MEMORY, server_url, table, tmp_path / f"dump{suffix}") as process:
         megabytes = [int(line) for line in result(process).split()]
     assert megabytes[-1] <= 64, megabytes
+
+
+def test_only_files_are_replaced(d: PgDict[Any, Any], tmp_path: Path) -> None:
+    """A dump replaces no pipe or device, such as `/dev/stdout`; through a link it replaces the file behind it."""
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link.jsonl", tmp_path / "elsewhere"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="pipe"):
+        d.dump(pipe)
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    d["a"] = 1
+    d.dump(link)
+    assert link.is_symlink()
+    assert file.read_text() == '{"key": "a", "value": 1}\n'
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link.jsonl", "elsewhere"}
