@@ -826,6 +826,7 @@ class PgDict(Counted, MutableMapping[K, V]):
     def dump(self, path: str | PathLike[str], *, progress: bool = False) -> int:
         """Write all items with their expiry to a file, as of one moment, and return how many.
 
+        What this thread has not yet committed is not among them: see `snapshot`.
         The file is JSON lines, readable where JSON holds the values exactly, or msgpack when its name ends in `.msgpack`. It
         appears when it is complete. Memory stays bounded.
 

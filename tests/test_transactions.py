@@ -343,6 +343,31 @@ def test_close_inside(d: PgDict[Any, Any]) -> None:
         d.get("a")
 
 
+def test_fork(d: PgDict[Any, Any]) -> None:
+    """A child that is forked inside is outside of its parent's transaction, and leaves it alone when it leaves the block."""
+    reader, writer = os.pipe()
+    child = 0
+    with d.transaction():
+        d["a"] = 1
+        with d.transaction():
+            d["b"] = 2
+            if (child := os.fork()) == 0:
+                os.write(writer, repr(d.get("a")).encode())
+            else:
+                os.close(writer)
+                os.waitpid(child, 0)
+                d["c"] = 3
+    if child == 0:
+        try:
+            d["child"] = 1
+            os.write(writer, b", wrote")
+        finally:
+            os._exit(0)
+    with os.fdopen(reader) as said:
+        assert said.read() == "None, wrote"
+    assert sorted(d) == ["a", "b", "c", "child"]
+
+
 OPERATIONS = {
     "transaction": """
         with d.transaction():
