@@ -275,13 +275,15 @@ def test_batches() -> None:
 
 
 def test_buffers() -> None:
-    """Pairs are encoded into buffers of bounded size, of equal keys the last value in the first place."""
-    (buffer,) = many.buffers(SPACE, [("b", 1), ("a", 2), ("b", 3)])
+    """Pairs are encoded into buffers of bounded size, of equal keys the last value in the first place; the last is known."""
+    ((buffer, more),) = many.buffers(SPACE, [("b", 1), ("a", 2), ("b", 3)])
     assert list(buffer.items()) == [(b"b", (b"3", b"int")), (b"a", (b"2", b"int"))]
-    assert list(many.buffers(SPACE, ())) == [{}]
+    assert not more
+    assert list(many.buffers(SPACE, ())) == [({}, False)]
     assert Played(many.set_buffer(SPACE, {}, NEVER)).asked == []
     size = many.BUFFER // 4
-    assert [len(buffer) for buffer in many.buffers(SPACE, ((n, bytes(size)) for n in range(10)))] == [4, 4, 2]
+    staged = [(len(buffer), more) for buffer, more in many.buffers(SPACE, ((n, bytes(size)) for n in range(10)))]
+    assert staged == [(4, True), (4, True), (2, False)]
 
 
 # Pages ---------------------------------------------------------------------------------------------------------------
@@ -321,14 +323,14 @@ def test_pages_of_a_table(reverse: bool) -> None:
     assert (read().asked, read().result) == ([], ())
 
 
-def test_full_last_page() -> None:
-    """A full page that ends with the mark is the last one; backwards there may be more rows with that number."""
-    page = rows(range(ROWS), read=ROWS, mark=ROWS - 1)
-    read = Reader(SPACE)
-    read(page)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_full_last_page(reverse: bool) -> None:
+    """A full page is the last one when the server says so; the place of the mark may be shared by more rows."""
+    read = Reader(SPACE, reverse=reverse)
+    read(rows(range(ROWS), read=None, mark=ROWS - 1))
     assert read().asked == []
-    read = Reader(SPACE, reverse=True)
-    read(page)
+    read = Reader(SPACE, reverse=reverse)
+    read(rows(range(ROWS), read=ROWS, mark=ROWS - 1))
     assert read(NONE).result == ()
     assert read().asked == []
 
