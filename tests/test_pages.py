@@ -131,7 +131,6 @@ def test_changes_on_the_way(
     for number, kind in enumerate(layout):
         (d if kind == "other" else n)[f"{kind}{number:02}"] = number
     part = d if how == "walk" else n
-    before = {part._space.keys.encode(key) for key in part}
     stable = [key for key in part if "stable" in key or "other" in key]
     walked = (
         ByKey(n._space.range(""), values=values, reverse=reverse, size=size)
@@ -152,8 +151,6 @@ def test_changes_on_the_way(
     expected = sorted(stable) if how == "scan" else stable
     assert [key for key in keys if key in set(stable)] == (expected[::-1] if reverse else expected)
     assert len(found) == len(set(found))
-    if how == "scan":  # a key set anew may come, one that is new may not
-        assert set(found) <= before | {key for key in found if b"wild" in key}
 
 
 @pytest.mark.parametrize("name", [None, "n"])
@@ -220,7 +217,7 @@ def test_other_writers(d: D, how: str) -> None:
             stable = [key for key in keys if "stable" in key]
             assert len(stable) == 300
             assert stable == sorted(stable, reverse=how == "walk back")
-            assert len(keys) == len(set(keys)) or how == "walk"  # a moved one may come again
+            assert len(keys) == len(set(keys))
     finally:
         stop.set()
         for thread in threads:
