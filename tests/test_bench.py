@@ -34,7 +34,7 @@ from pgdict.bench.report import document, figure, show
 from pgdict.bench.targets import TARGETS, judge
 
 TINY = Scale(0.001, 1, (64, 1024), (10,), 300, (1, 2), (100, 200), 1_000)
-BENCH = (sys.executable, "-m", "pgdict.bench")
+BENCH = (sys.executable, "-m", "pgdict", "bench")
 
 POSTGRESQL = ("PgDict unlogged", "PgDict async", "PgDict sync")
 SERVERS = (*POSTGRESQL, "psycopg", "Redis")

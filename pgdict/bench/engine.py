@@ -238,6 +238,7 @@ def _load(store: Store, case: Case, present: object, telling: Callable[[str], No
             telling(f"loading {begin / case.keys:.0%} of")
     if case.part:
         store.fill(part(case))
+    store.settle()
 
 
 def _race(stores: Mapping[str, Store], case: Case, scale: Scale, telling: Callable[[str, str], None]) -> dict[str, list[float]]:

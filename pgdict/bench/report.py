@@ -34,6 +34,8 @@ def save(report: Report, path: Path) -> None:
 def show(report: Report, console: Console) -> None:
     """Print the tables, the targets, and what has to be known to judge them."""
     console.print(summary(report), soft_wrap=True)
+    if report.machine["load"] > report.machine["cpus"] / 2:
+        console.print("The machine was busy with something else: these figures tell little.", style="bold")
     reference = report.reference
     if reference:
         console.print(f"Operations per second, time, or bytes. More than 1{TIMES} is better than {reference}.\n")

@@ -1,4 +1,4 @@
-"""The command `pgdict bench`, also `python -m pgdict.bench`."""
+"""The command `pgdict bench`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="URL|DIRECTORY",
-            help="The server, or an embedded server's directory.  [default: $PGDICT_URL, else this user's embedded server]",
+            help="The server, or an embedded server's directory.  \\[default: $PGDICT_URL, else this user's embedded server]",
             show_default=False,
         ),
     ] = None,
@@ -78,13 +78,3 @@ def _progress() -> Iterator[Telling]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
         yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
-
-
-if __name__ == "__main__":
-    from pgdict.__main__ import complain
-    from pgdict.errors import PgDictError
-
-    try:
-        typer.run(bench)
-    except PgDictError as error:
-        complain(error, 2 if isinstance(error, ConfigError) else 1)
