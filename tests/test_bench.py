@@ -326,9 +326,10 @@ def test_interrupted(database: str, tmp_path: Path, ending: signal.Signals) -> N
         arguments, env=commanded(tmp_path), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as bench:
         deadline = time.monotonic() + 30
-        while not list(tmp_path.glob("pgdict-bench-*/pgbench.sql")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("pgdict-bench-*/shelve/*")) and time.monotonic() < deadline:
             assert bench.poll() is None
             time.sleep(0.05)
+        time.sleep(1)  # by now it measures
         assert any(name.startswith("pgdict_bench") for name in tables(database))
         if ending == signal.SIGINT:
             os.killpg(bench.pid, ending)  # as a terminal does
