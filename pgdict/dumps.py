@@ -6,7 +6,7 @@ holds a JSON object a line:
     {"key": "user:1", "value": {"name": "Ann"}, "expires_at": "2026-01-02T03:04:05+00:00"}
     {"stored_key": "\u0001\u0002b00ff", "codec": "msgpack", "base64": "k6FhAQ=="}
 
-`value` is there when JSON holds it exactly, else the stored bytes and their codec; `stored_key` when the key is no string.
+`value` is there when JSON holds it exactly, else the stored bytes and their codec; `stored_key` when the key is no string, or none of JSON's.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def _unpacked(record: Any, _: Values) -> Stored:
 def _line(entry: Stored, values: Values) -> bytes:
     record: dict[str, Any] = {}
     key = entry.key
-    record |= {"key": key} if isinstance(key, str) else {"stored_key": _KEYS.encode(key).decode()}
+    plain = isinstance(key, str) and json.loads(json.dumps(key)) == key  # JSON makes one character of two surrogates
+    record |= {"key": key} if plain else {"stored_key": _KEYS.encode(key).decode()}
     try:
         value = values.decode(key, entry.value, entry.codec)
         exact = values.encode(value) == (entry.value, entry.codec)

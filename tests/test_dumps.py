@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from processes import program, result
 from strategies import everything, exact, keys
@@ -37,6 +37,7 @@ def contents(d: PgDict[Any, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(items=st.lists(st.tuples(keys, everything, st.none() | st.floats(100, 10**9)), max_size=6))
+@example(items=[("\ud800\udc00", "\ud800\udc00", None), ("\ud800", ["\udfff"], 100.0), ("\0\x01", 10**5000, None)])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_round_trip(
     d: PgDict[Any, Any], other: PgDict[Any, Any], tmp_path: Path, suffix: str, items: list[tuple[Any, Any, float | None]]
