@@ -358,6 +358,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         """Return a dict of all items: ⌈n/5000⌉ statements, where `dict(d)` asks key by key, as for any mapping."""
         return dict(iter(self.items()))
 
+    __copy__ = copy  # `copy.copy(d)`, as of a dict
+
     def move_to_end(self, key: K, last: bool = True) -> None:
         """Move `key` to the end, or with `last=False` to the beginning, as `OrderedDict.move_to_end`. Atomic, one statement.
 
@@ -373,7 +375,7 @@ class PgDict(Counted, MutableMapping[K, V]):
     # Time to live ---------------------------------------------------------------------------------------------------
 
     def set(self, key: K, value: V, ttl: Ttl = DEFAULT, *, expires_at: datetime | None = None) -> None:
-        """Store `value` under `key` with an expiry of its own. Atomic, one statement.
+        """Store `value` under `key` with an expiry of its own. Atomic, one statement; one more when there are expired rows to sweep.
 
         Args:
             key: the key.

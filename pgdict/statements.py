@@ -113,6 +113,14 @@ _REBIRTH = """
 
 SET = Statement(_NEW_ROW + "WHERE {durable}" + _REPLACE)
 
+# Tells whether there is anything to sweep, which costs a look at the index: most often there is nothing.
+SET_EXPIRING = Statement(
+    _NEW_ROW
+    + "WHERE {durable}"
+    + _REPLACE
+    + "RETURNING EXISTS (SELECT FROM {table} AS s WHERE s.expires_at <= {clock})"
+)
+
 SET_NX = Statement(_NEW_ROW + "WHERE {durable}" + _REBIRTH + "RETURNING TRUE")
 
 SETDEFAULT = Statement(
@@ -380,6 +388,8 @@ PREVIEW = Statement(
 COUNT_SOME = Family(
     "SELECT count(*) FROM (SELECT FROM {table} AS t WHERE {live} AND {range:2} LIMIT $1::bigint) AS counted", reads=True
 )
+
+MAY_READ_NUMBER = Statement("SELECT has_sequence_privilege({sequence}, 'SELECT')", reads=True)
 
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 

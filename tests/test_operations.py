@@ -100,7 +100,8 @@ def test_set() -> None:
     """A write is one statement; one with a ttl sweeps two expired rows, when it shall."""
     played = Played(one.set(SPACE, "a", "x", NEVER), NONE)
     assert (played.asked, played.params) == (["SET"], [(b"a", b"\xa1x", b"msgpack", None, None)])
-    assert Played(one.set(SPACE, "a", 1, TTL), NONE, NONE).asked == ["SET", "SWEEP_TWO"]
+    assert Played(one.set(SPACE, "a", 1, TTL), [(wire.FALSE,)]).asked == ["SET_EXPIRING"]
+    assert Played(one.set(SPACE, "a", 1, TTL), [(wire.TRUE,)], NONE).asked == ["SET_EXPIRING", "SWEEP_TWO"]
     assert Played(one.set(SHY, "a", 1, TTL), NONE).asked == ["SET"]
 
 

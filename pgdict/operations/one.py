@@ -141,8 +141,11 @@ def ttl(space: Space, key: object) -> Operation[float | None]:
 
 def set(space: Space, key: object, value: object, expiry: Expiry) -> Operation[None]:  # noqa: A001 - the field's name
     """Store `value` under `key`."""
-    yield sql.SET, (space.keys.encode(key), *space.values.encode(value), *expiry)
-    yield from sweep_two(space, expiry)
+    params = (space.keys.encode(key), *space.values.encode(value), *expiry)
+    if expiry == NEVER or not space.cleans:
+        yield sql.SET, params
+    elif (yield sql.SET_EXPIRING, params)[0][0] == wire.TRUE:
+        yield from sweep_two(space, expiry)
 
 
 def set_nx(space: Space, key: object, value: object, expiry: Expiry) -> Operation[bool]:
