@@ -47,7 +47,7 @@ class Stats:
         table_bytes: what the table takes on disk, with all its namespaces.
         index_bytes: what its indexes take.
         emptied: whether a crash of the server has emptied the table since it was created, as happens to unlogged ones; None
-            when that cannot be told: in key order, and on servers before PostgreSQL 15.
+            when that cannot be told: in key order, without the right to read the sequence, and on servers before PostgreSQL 15.
         exact: whether the rows were counted, or estimated from what the server last noted about the table.
     """
 
@@ -70,8 +70,10 @@ def stats(space: Space, *, exact: bool, telling: bool) -> Operation[Stats]:
     ((table, indexes, unlogged),) = yield sql.SIZES, ()
     emptied = None if unlogged == wire.TRUE else False
     if emptied is None and telling:
-        ((last,),) = yield sql.LAST_NUMBER, ()
-        emptied = wire.from_int8(last) < sql.BORN
+        ((allowed,),) = yield sql.MAY_READ_NUMBER, ()
+        if allowed == wire.TRUE:
+            ((last,),) = yield sql.LAST_NUMBER, ()
+            emptied = wire.from_int8(last) < sql.BORN
     return Stats(
         wire.from_int8(live),
         None if expired is None else wire.from_int8(expired),

@@ -139,28 +139,42 @@ class Lane:
         """Return the last result; the answer is complete only when there are no more."""
         pgconn = self.pgconn
         result = None
-        if not self._rest and not pgconn.flush():
-            for _ in range(LOOKS):
-                _yield()
-                pgconn.consume_input()
-                if not pgconn.is_busy():
-                    self._penalty = 0
-                    result = pgconn.get_result()
-                    if result and not pgconn.is_busy() and pgconn.get_result() is None:
-                        return result
-                    break
+        try:
+            if not self._rest and not pgconn.flush():
+                for _ in range(LOOKS):
+                    _yield()
+                    pgconn.consume_input()
+                    if not pgconn.is_busy():
+                        self._penalty = 0
+                        result = pgconn.get_result()
+                        if result and not pgconn.is_busy() and pgconn.get_result() is None:
+                            return result
+                        break
+                else:
+                    self._rest = self._penalty = min(2 * self._penalty + 1, 255)
             else:
-                self._rest = self._penalty = min(2 * self._penalty + 1, 255)
-        else:
-            self._rest = max(0, self._rest - 1)
-        last: pq.abc.PGresult | None = (self.connection.wait(generators.execute(pgconn)) or [result])[-1]
+                self._rest = max(0, self._rest - 1)
+            last: pq.abc.PGresult | None = (self.connection.wait(generators.execute(pgconn)) or [result])[-1]
+        except psycopg.OperationalError as error:
+            return self._last_words(error)
         if last is None:
             raise psycopg.OperationalError("the server sent no result")
         return last
 
+    def _last_words(self, error: psycopg.OperationalError) -> pq.abc.PGresult:
+        """Return the server's own reason for ending the connection, which came before its end, or raise the error."""
+        if self.pgconn.status == pq.ConnStatus.BAD:
+            while result := self.pgconn.get_result():
+                if result.error_field(pq.DiagnosticField.SQLSTATE):
+                    return result
+        raise error
+
     def _prepare(self, statement: Rendered) -> None:
-        self.pgconn.send_prepare(statement.name, statement.sql)
-        result = self._result()
+        try:
+            self.pgconn.send_prepare(statement.name, statement.sql)
+            result = self._result()
+        except psycopg.OperationalError as lost:
+            raise Unsent(str(lost)) from lost
         if result.status != _COMMAND:
             error = driver_errors.error_from_result(result)
             if error.sqlstate != _ALREADY_PREPARED:  # by another dictionary: the name is a digest of the text

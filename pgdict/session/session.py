@@ -217,6 +217,9 @@ class Session:
     @contextmanager
     def _alone(self, lane: Lane) -> Iterator[None]:
         """Keep the connection's other users out. A COPY or a stream of the application's keeps us out, as long as it lasts."""
+        if not self.source.inside:  # it has none, and an interruption (Ctrl-C) might tear the lock's acquisition
+            yield
+            return
         lock = lane.connection.lock
         if not lock.acquire(timeout=self.timeout):
             raise PgDictError(f"the connection was busy for {self.timeout:g} s: is a COPY, or a stream, open on it?")
