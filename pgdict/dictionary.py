@@ -375,7 +375,7 @@ class PgDict(Counted, MutableMapping[K, V]):
     # Time to live ---------------------------------------------------------------------------------------------------
 
     def set(self, key: K, value: V, ttl: Ttl = DEFAULT, *, expires_at: datetime | None = None) -> None:
-        """Store `value` under `key` with an expiry of its own. Atomic, one statement; one more when there are expired rows to sweep.
+        """Store `value` under `key` with an expiry of its own. Atomic, one statement, or two when there is something to sweep.
 
         Args:
             key: the key.
@@ -676,7 +676,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         space = self._space
         values = space.values if codec is None else Values(codec, space.values.max_size, space.values.untagged)
         if values.untagged and values.codec != space.values.codec:
-            raise ConfigError(f"every value of an adopted table is {space.values.codec.name}: codec={codec!r} cannot be told apart")
+            only = space.values.codec.name
+            raise ConfigError(f"every value of an adopted table is {only}: codec={codec!r} cannot be told apart")
         lifetime = space.ttl
         if ttl is not DEFAULT:
             lifetime = None if ttl is None or isinstance(ttl, Sentinel) else seconds(ttl)

@@ -5,6 +5,7 @@ The class that derives provides the fixture `d`, an empty dictionary. Whatever c
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import ChainMap, OrderedDict, UserDict
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, Reversible, ValuesView
@@ -446,7 +447,7 @@ class MappingContract:
         """`copy`, `dict(d)`, `{**d}` and the like are plain dicts of their own."""
         model = self.filled(d, "cab")
         expected = list(sorted(model.items()) if self.by_key else model.items())
-        for copied in (d.copy(), dict(d), {**d}, dict(d.items()), {} | d, (lambda **items: items)(**d)):
+        for copied in (d.copy(), copy.copy(d), dict(d), {**d}, dict(d.items()), {} | d, (lambda **items: items)(**d)):
             assert type(copied) is dict
             assert list(copied.items()) == expected
         d.copy().clear()
