@@ -6,7 +6,8 @@ holds a JSON object a line:
     {"key": "user:1", "value": {"name": "Ann"}, "expires_at": "2026-01-02T03:04:05+00:00"}
     {"stored_key": "\u0001\u0002b00ff", "codec": "msgpack", "base64": "k6FhAQ=="}
 
-`value` is there when JSON holds it exactly, else the stored bytes and their codec; `stored_key` when the key is no string, or none of JSON's.
+`value` is there when JSON holds it exactly, else the stored bytes and their codec; `stored_key` when the key is no string,
+or none that JSON holds exactly.
 """
 
 from __future__ import annotations

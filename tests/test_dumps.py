@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def test_round_trip(
     d.truncate()
     other.truncate()
     for key, value, ttl in items:
-        d.set(key, value, ttl=ttl)
+        with suppress(InvalidKey):  # the wildest keys are too long
+            d.set(key, value, ttl=ttl)
     file = tmp_path / f"dump{suffix}"
     assert d.dump(file) == len(d)
     assert other.load(file) == len(d)
