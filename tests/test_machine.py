@@ -114,7 +114,7 @@ def calls(name: str, *args: Any, **optional: Any) -> st.SearchStrategy[Call]:
 
 window = {"limit": some | st.none(), "offset": some, "after": any_key, "reverse": st.booleans()}
 mutation = {"default": st.sampled_from([None, list, int]), "ttl": ttls}
-every_call = st.one_of(
+keyed_call = st.one_of(
     calls("__getitem__", any_key),
     calls("get", any_key),
     calls("get", any_key, values),
@@ -122,17 +122,10 @@ every_call = st.one_of(
     calls("__delitem__", any_key),
     calls("__setitem__", any_key, values),
     calls("__setitem__", keys, values),
-    calls("__eq__", st.just(Known.ALL)),
-    calls("__or__", st.dictionaries(wild_keys, st.integers(), max_size=2)),
-    calls("copy"),
     calls("pop", any_key),
     calls("pop", any_key, values),
-    calls("popitem", last=st.booleans()),
     calls("setdefault", any_key),
     calls("setdefault", any_key, values),
-    calls("update", pairs, keyword=values),
-    calls("update", st.dictionaries(keys.filter(lambda key: not isinstance(key, list)), values, max_size=3)),
-    calls("clear"),
     calls("move_to_end", any_key, last=st.booleans()),
     calls("set", any_key, values, ttls),
     calls("set", keys, values, expires_at=moments),
@@ -147,6 +140,15 @@ every_call = st.one_of(
     calls("get_and_delete", any_key, default=values),
     calls("mutate", any_key, functions, **mutation),
     calls("mutate_block", any_key, functions, **mutation),
+)
+every_call = keyed_call | st.one_of(
+    calls("__eq__", st.just(Known.ALL)),
+    calls("__or__", st.dictionaries(wild_keys, st.integers(), max_size=2)),
+    calls("copy"),
+    calls("popitem", last=st.booleans()),
+    calls("update", pairs, keyword=values),
+    calls("update", st.dictionaries(keys.filter(lambda key: not isinstance(key, list)), values, max_size=3)),
+    calls("clear"),
     calls("get_many", st.lists(any_key, max_size=4)),
     calls("set_many", pairs, ttl=ttls),
     calls("set_many", good_pairs, ttl=ttls),
@@ -346,13 +348,18 @@ class Machine(RuleBasedStateMachine):
             self.table = before
 
     @precondition(lambda self: self.table.rows and not self.saved)
-    @rule(number=st.integers(0, 20))
-    def let_expire(self, number: int) -> None:
-        name = list(self.table.rows)[number % len(self.table.rows)]
-        self.fleet.sql(
-            "UPDATE {table} SET expires_at = statement_timestamp() - interval '1 s' WHERE key = %s", _escape(name).decode()
-        )
-        del self.table.rows[name]
+    @rule(number=st.integers(0, 4), which=st.integers(0, 20), call=keyed_call)
+    def expire_and_operate(self, number: int, which: int, call: Call) -> None:
+        place = self.choose(number)
+        names = self.model(place).names()
+        if names:
+            name = names[which % len(names)]
+            key = self.model(place).key(name)
+            self.fleet.sql(
+                "UPDATE {table} SET expires_at = statement_timestamp() - interval '1 s' WHERE key = %s", _escape(name).decode()
+            )
+            del self.table.rows[name]
+            self.operate(number, Call(call.name, (key, *call.args[1:]), call.kwargs))
 
     @rule(number=st.integers(0, 4), key=keys)
     def wait(self, number: int, key: Any) -> None:
@@ -397,7 +404,7 @@ def run(fleet: Fleet, examples: int, steps: int) -> None:
 
 def test_histories(fleet: Fleet) -> None:
     """Whatever some handles do in any order, all show what a dict would hold, in its order."""
-    run(fleet, examples=15, steps=40)
+    run(fleet, examples=12, steps=40)
 
 
 @pytest.mark.slow
