@@ -111,7 +111,8 @@ def size(count: int) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-_STYLE = "text-align:left;vertical-align:top;padding:.15em .8em .15em 0;font-family:monospace;white-space:pre-wrap"
+_STYLE = "text-align:left;vertical-align:top;padding:.15em .8em .15em 0;font-family:monospace;white-space:"
+_WRAPPED = ("pre-wrap", "pre", "pre-wrap", "pre", "pre")
 
 
 def html(title: str, subtitle: str, lines: Sequence[Glimpse] = (), *, more: bool = False) -> str:
@@ -134,7 +135,8 @@ def _cells(line: Glimpse) -> tuple[str, ...]:
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f'<{tag} style="{_STYLE}">{_text(cell)}</{tag}>' for cell in cells) + "</tr>"
+    styled = zip(_WRAPPED, cells, strict=True)
+    return "<tr>" + "".join(f'<{tag} style="{_STYLE}{wrapped}">{_text(cell)}</{tag}>' for wrapped, cell in styled) + "</tr>"
 
 
 def _text(text: str) -> str:
