@@ -1,31 +1,36 @@
-"""The command `pgdict`, also `python -m pgdict`."""
+"""The command `pgdict`, also `python -m pgdict`: it puts together what the modules below have."""
 
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
-
-from pgdict.errors import ConfigError, PgDictError
+from collections.abc import Callable
 
 
 def main() -> None:
-    """Run the command; an error is one line, exit status 1, or 2 when it is in what was asked for."""
+    """Run the command, and exit."""
     try:
-        from pgdict.cli import app
+        import typer  # noqa: F401 - what cannot be done without
     except ModuleNotFoundError as missing:
-        complain(f"the command needs {str(missing.name).partition('.')[0]}: pip install '.[cli]'", 2)
-    try:
-        app(prog_name="pgdict")
-    except ConfigError as error:
-        complain(error, 2)
-    except PgDictError as error:
-        complain(error, 1)
+        sys.stderr.write(f"pgdict: the command needs {missing.name}: pip install '.[cli]'\n")
+        sys.exit(2)
+    from pgdict.cli import Commands, app
+
+    Commands.elsewhere.update(demo=demo, bench=bench)
+    app(prog_name="pgdict")
 
 
-def complain(reason: object, status: int) -> NoReturn:
-    """Say what is wrong and exit."""
-    sys.stderr.write(f"pgdict: {reason}\n")
-    sys.exit(status)
+def demo() -> Callable[..., None]:
+    """Return the command `pgdict demo`."""
+    from pgdict.demo import command
+
+    return command
+
+
+def bench() -> Callable[..., None]:
+    """Return the command `pgdict bench`."""
+    from pgdict.bench.command import bench
+
+    return bench
 
 
 if __name__ == "__main__":

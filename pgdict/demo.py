@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
@@ -52,6 +53,19 @@ FROM {TABLE} WHERE key LIKE 'uses:%' ORDER BY uses DESC LIMIT 5"""
 _short = reprlib.Repr()
 _short.maxlist = _short.maxtuple = 5
 _short.maxstring = 60
+
+
+def command(
+    url: Annotated[str | None, typer.Option(metavar="URL|DIRECTORY", help="Where, as for PgDict.", show_default=False)] = None,
+    files: Annotated[int, typer.Option(min=1, help="How many source files to index.")] = FILES,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many processes share the work.")] = WORKERS,
+    remove: Annotated[bool, typer.Option("--remove", help="Only drop the table that an earlier demo left.")] = False,
+) -> None:
+    """Index Python's own sources with several processes in one dictionary."""
+    if remove:
+        drop(url)
+    else:
+        run(url, files, workers)
 
 
 def index(d: Index) -> int:
@@ -121,7 +135,7 @@ def run(location: str | None, files: int, workers: int) -> None:
     _look_again(location, console)
 
 
-def remove(location: str | None) -> None:
+def drop(location: str | None) -> None:
     """Drop the table that a tour left."""
     with Index(locate(location), table=TABLE) as d:
         d.drop()

@@ -16,6 +16,10 @@ class ConfigError(PgDictError, ValueError):
     """An option, a location or an existing table does not fit."""
 
 
+class NoTable(ConfigError):
+    """The table does not exist, and is not to be created."""
+
+
 class InvalidKey(PgDictError, ValueError):
     """A key, prefix or namespace that cannot be stored."""
 

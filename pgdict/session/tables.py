@@ -13,7 +13,7 @@ from psycopg.errors import DuplicateTable, UniqueViolation
 from psycopg.rows import tuple_row
 
 from pgdict import statements
-from pgdict.errors import ConfigError
+from pgdict.errors import ConfigError, NoTable
 from pgdict.session.failures import message_of
 from pgdict.statements import Layout, Order
 
@@ -94,7 +94,7 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
         found = _adopt(connection, options, found)
     if found is None:
         if not options.create:
-            raise ConfigError(f"table {'.'.join(options.names)!r} does not exist, and create is False")
+            raise NoTable(f"table {'.'.join(options.names)!r} does not exist, and create is False")
         _create(connection, options, default)
         found = _find(connection, options)
         if found is None:

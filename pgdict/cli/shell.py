@@ -1,0 +1,49 @@
+"""`pgdict shell`: Python with a dictionary open."""
+
+from __future__ import annotations
+
+import code
+import platform
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+
+import pgdict
+from pgdict import PgDict
+from pgdict.cli.program import command
+
+
+@command("shell", "pgdict shell", "pgdict shell --url ./cache --namespace users", create=True)
+def shell(d: PgDict[Any, Any]) -> None:
+    """Open Python with the dictionary as d, IPython where it is installed."""
+    names = {"d": d, "pgdict": pgdict, "PgDict": PgDict}
+    banner = (
+        f"pgdict {pgdict.__version__}, Python {platform.python_version()}: d is {d!r}\n"
+        "Try len(d), d['key'] = 'value', list(d.scan('k')), help(d). Ctrl-D ends."
+    )
+    if find_spec("IPython"):
+        _ipython(names, banner)
+    else:
+        _python(names, banner)
+
+
+def _ipython(names: dict[str, Any], banner: str) -> None:
+    from IPython.terminal.ipapp import TerminalIPythonApp
+    from traitlets.config import Config
+
+    config = Config()
+    config.TerminalInteractiveShell.banner1 = f"{banner}\n"
+    config.InteractiveShellApp.extensions = ["pgdict"]
+    TerminalIPythonApp.launch_instance(argv=[], user_ns=names, config=config)
+
+
+def _python(names: dict[str, Any], banner: str) -> None:
+    """Run Python's own prompt, with its history and completion."""
+    with suppress(ImportError, AttributeError):
+        sys.__interactivehook__()
+        import readline
+        import rlcompleter
+
+        readline.set_completer(rlcompleter.Completer(names).complete)
+    code.interact(banner, local=names, exitmsg="")
