@@ -43,6 +43,7 @@ class Known(Enum):
 
     CURRENT = "the value that the key has"
     ALL = "all items"
+    ABSENT = "`ABSENT`, which does not pickle"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Call:
 def outcome(d: Any, call: Call, seen: Callable[[Any], Any] = exact) -> Any:
     """Return all there is to what a call returns or raises."""
     try:
-        result = getattr(d, call.name)(*call.args, **(call.kwargs or {}))
+        args = (ABSENT if arg is Known.ABSENT else arg for arg in call.args)
+        result = getattr(d, call.name)(*args, **(call.kwargs or {}))
     except KeyError as error:
         return KeyError, exact(error.args)
     except (TypeError, ValueError, ArithmeticError, PgDictError, Stop) as error:
@@ -98,7 +100,8 @@ values = st.one_of(numbers, st.sampled_from([None, True, "", [1], (1,)]), everyt
 ones = st.sampled_from([1, 1.0, True])  # one key
 wrong = st.sampled_from([1j, frozenset(), [], float("nan"), "x" * 1025])
 any_key = st.one_of(keys, keys, keys, keys, keys, ones, wrong)
-ttls = st.sampled_from([DEFAULT, None, 500, 1500.5, timedelta(hours=1)])
+ttls = st.sampled_from([None, 500, 1500.5, timedelta(hours=1)])
+expected = st.sampled_from([Known.ABSENT, Known.CURRENT, Known.CURRENT]) | values
 moments = st.sampled_from([datetime(2001, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)])
 prefixes = st.sampled_from(["", "a", "n", "n:", "n:m", "%", "_", "\\", "\0", "\1", "\ud800", "\U0010ffff"])
 prefixes |= keys.map(lambda key: key[:2] if isinstance(key, str) else "")
@@ -127,7 +130,7 @@ keyed_call = st.one_of(
     calls("setdefault", any_key),
     calls("setdefault", any_key, values),
     calls("move_to_end", any_key, last=st.booleans()),
-    calls("set", any_key, values, ttls),
+    calls("set", any_key, values, ttl=ttls),
     calls("set", keys, values, expires_at=moments),
     calls("expire", any_key, st.sampled_from([500, timedelta(hours=1)])),
     calls("persist", any_key),
@@ -135,7 +138,7 @@ keyed_call = st.one_of(
     calls("increment", any_key, numbers, ttl=ttls),
     calls("increment", keys),
     calls("decrement", any_key, numbers, ttl=ttls),
-    calls("compare_and_swap", any_key, st.sampled_from([ABSENT, Known.CURRENT, Known.CURRENT]) | values, values, ttl=ttls),
+    calls("compare_and_swap", any_key, expected, values, ttl=ttls),
     calls("get_and_set", any_key, values, default=values, ttl=ttls),
     calls("get_and_delete", any_key, default=values),
     calls("mutate", any_key, functions, **mutation),
