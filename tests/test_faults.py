@@ -432,13 +432,11 @@ def test_embedded_server_crashes() -> None:
     home = Path(tempfile.mkdtemp(prefix="pgdict-test-", dir="/tmp"))
     home.chmod(0o755)
     with PgDict[Any, Any](home, durability="sync", timeout=30) as d:
-        for n in range(2):
-            d[n] = n
-            os.kill(int((home / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
-            time.sleep(0.3 * n)
-            assert d[n] == n
-            d["after", n] = n
-            assert len(d) == 2 * (n + 1)
+        d["before"] = 1
+        os.kill(int((home / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert d["before"] == 1
+        d["after"] = 2
+        assert dict(d.items()) == {"before": 1, "after": 2}
     remove_server(home)
 
 
@@ -573,6 +571,7 @@ with running_cluster() as cluster, PgDict(cluster.url(), timeout=3) as d:
         except ConnectionFailed as error:
             print(write, error.maybe_applied, round(time.monotonic() - begin, 1), str(error)[:80], flush=True)
         lo("up")
+        d["b"] = 1
         assert d["a"] == 1
 """
 
@@ -586,7 +585,7 @@ def test_black_hole() -> None:
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
     assert [line[:2] for line in lines] == [["False", "False"], ["True", "True"]]
-    assert all(2 < float(line[2]) < 8 for line in lines), done.stdout
+    assert all(2 < float(line[2]) < 4.5 for line in lines), done.stdout
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ class Session:
             return self._execute_inside(lane, rendered, params)
         if rendered.chore:
             return self._execute_chore(rendered, params)
+        begin = time.monotonic()
         lane = source.take()
         try:
             if source.inside:
@@ -118,7 +119,7 @@ class Session:
             failure = error
         finally:
             source.give(lane)
-        return self._again(rendered, params, failure)
+        return self._again(rendered, params, failure, begin + self.timeout)
 
     def _execute_inside(self, lane: Lane, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         if rendered.chore:
@@ -144,9 +145,10 @@ class Session:
         finally:
             self.source.give(lane)
 
-    def _again(self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error) -> Rows:
+    def _again(
+        self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error, deadline: float
+    ) -> Rows:
         """Repeat a statement that surely changed nothing, until the time is up."""
-        deadline = time.monotonic() + self.timeout
         pause = 0.001
         while True:
             failure = translated(error, wrote=not rendered.reads)
@@ -158,7 +160,7 @@ class Session:
                 raise failure from error
             time.sleep(pause)
             pause = min(2 * pause, 0.25)
-            lane = self.source.take()
+            lane = self.source.take(deadline)
             try:
                 return lane.execute(rendered, params)
             except psycopg.Error as again:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
 from pgdict.session.failures import message_of, translating
@@ -76,8 +76,8 @@ class Source(Protocol):
     inside: bool
     """Whether statements belong to somebody else's transaction."""
 
-    def take(self) -> Lane:
-        """Return a connection for one statement or one transaction."""
+    def take(self, deadline: float | None = None) -> Lane:
+        """Return a connection for one statement or one transaction, by that moment or within the source's own time."""
         ...
 
     def spare(self) -> Lane | None:
@@ -128,12 +128,12 @@ class Leases:
         self._closed = threading.Event()
         self._tended = False
 
-    def take(self) -> Lane:
+    def take(self, deadline: float | None = None) -> Lane:
         """Return a free connection, or wait for one."""
         try:
             return self._free.pop()
         except IndexError:
-            return self._wait()
+            return self._wait(deadline or time.monotonic() + self._network.timeout)
 
     def spare(self) -> Lane | None:
         """Return a free connection, if there is one."""
@@ -157,17 +157,16 @@ class Leases:
         if self._closed.is_set():
             self.close()
 
-    def _wait(self) -> Lane:
+    def _wait(self, deadline: float) -> Lane:
         waiter = _Waiter()
         self._waiters.append(waiter)
         try:
-            return self._receive(waiter)
+            return self._receive(waiter, deadline)
         finally:
             with suppress(ValueError):  # a connection handed over this late is forgotten, and closes
                 self._waiters.remove(waiter)
 
-    def _receive(self, waiter: _Waiter) -> Lane:
-        deadline = time.monotonic() + self._network.timeout
+    def _receive(self, waiter: _Waiter, deadline: float) -> Lane:
         failure: Exception | None = None
         retry, pause = 0.0, 0.01
         while (now := time.monotonic()) <= deadline:
@@ -282,16 +281,16 @@ class Borrowed:
         self._closed = False
         self._lanes: weakref.WeakKeyDictionary[Connection, Lane] = weakref.WeakKeyDictionary()
 
-    def take(self) -> Lane:
+    def take(self, deadline: float | None = None) -> Lane:
         """Borrow a connection."""
         with translating():
-            return self._borrow(self._timeout)
+            return self._borrow(max(0.001, deadline - time.monotonic()) if deadline else self._timeout)
 
     def spare(self) -> Lane | None:
         """Borrow a connection, if there is one."""
         try:
             return self._borrow(0.001)
-        except PoolTimeout:
+        except psycopg.OperationalError:  # it has none, or is closed
             return None
 
     def _borrow(self, timeout: float) -> Lane:
@@ -333,7 +332,7 @@ class Joined:
         self._turn = threading.RLock()
         self._closed = False
 
-    def take(self) -> Lane:
+    def take(self, deadline: float | None = None) -> Lane:  # noqa: ARG002 - it is there, or never will be
         """Return the connection, in a transaction if the application's next statement would be in one."""
         if self._closed:
             raise PgDictError("this PgDict is closed")
