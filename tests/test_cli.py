@@ -24,29 +24,10 @@ from pgdict.__main__ import bench, demo
 from pgdict.cli import Commands, app
 
 PGDICT = (sys.executable, "-m", "pgdict")
-COMMANDS = set(
-    [
-        "get",
-        "set",
-        "del",
-        "keys",
-        "scan",
-        "count",
-        "ttl",
-        "expire",
-        "persist",
-        "incr",
-        "entry",
-        "stats",
-        "cleanup",
-        "dump",
-        "load",
-        "shell",
-        "demo",
-        "bench",
-        "info",
-    ]
-)
+COMMANDS = {
+    "get", "set", "del", "keys", "scan", "count", "ttl", "expire", "persist", "incr",
+    "entry", "stats", "cleanup", "dump", "load", "shell", "demo", "bench", "info",
+}  # fmt: skip
 CONTENTS: dict[Any, Any] = {
     "text": "häll\to\n",
     "number": 5,
