@@ -787,3 +787,49 @@ def test_interrupted_anywhere(server_url: str, table: str, kind: str, seconds: i
             assert eventually(lambda: len(states()) <= 3)
             assert {state for state, _ in states()} == {"idle"}
         process.communicate("\n")
+
+
+LOCKS = """
+import random, signal, threading
+d = PgDict(url, table=table, timeout=10)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+rng, stop, turns, wrong = random.Random(1), threading.Event(), 0, []
+
+def other():
+    global turns
+    while not stop.is_set():
+        try:
+            with d.lock("theirs", timeout=5):
+                turns += 1
+        except BaseException as error:
+            wrong.append(str(error))
+
+thread = threading.Thread(target=other)
+thread.start()
+hits, n, end = 0, 0, time.monotonic() + 2
+while time.monotonic() < end:
+    n += 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rng.random() * 0.001 + 1e-6)
+        with d.lock(f"mine {n}", timeout=5):
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        hits += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+stop.set()
+thread.join(10)
+assert not thread.is_alive()
+assert all("was lost with its connection" in text for text in wrong), wrong
+assert len(wrong) < turns / 10
+with d.lock("theirs", timeout=5), d.lock("last", timeout=5):
+    print(hits, turns, flush=True)
+"""
+
+
+def test_interrupted_locks(server_url: str, table: str) -> None:
+    """A thread that is interrupted anywhere in taking and freeing locks keeps no other thread from its own."""
+    with program(LOCKS, server_url, table) as process:
+        assert all(int(number) > 200 for number in said(process).split())
+        assert process.wait(timeout=10) == 0

@@ -115,7 +115,7 @@ class Lane:
                 pgconn.send_query_prepared(statement.name, params, _BINARY[len(params)], pq.Format.BINARY)
             result = self._result()
         except BaseException:
-            self._stop()
+            stop(self.connection)
             raise
         status = result.status
         if status == _TUPLES:
@@ -196,22 +196,23 @@ class Lane:
         with self.connection.cursor() as cursor, cursor.copy(statement.sql) as copy:
             copy.write(block)
 
-    def _stop(self) -> None:
-        """Leave no statement running after an error or Ctrl-C; a connection that cannot be stopped is closed."""
-        pgconn = self.pgconn
-        if pgconn.transaction_status != _ACTIVE:
-            return
-        try:
-            self.connection.cancel_safe(timeout=1)
-            deadline = time.monotonic() + 1
-            while pgconn.transaction_status == _ACTIVE and time.monotonic() < deadline:
-                pgconn.consume_input()
-                if pgconn.is_busy():
-                    time.sleep(0.001)
-                else:
-                    pgconn.get_result()
-        except psycopg.Error:
-            pass
-        finally:
-            if pgconn.transaction_status == _ACTIVE:
-                pgconn.finish()
+
+def stop(connection: psycopg.Connection[Any]) -> None:
+    """Leave no statement running after an error or Ctrl-C; a connection that cannot be stopped is closed."""
+    pgconn = connection.pgconn
+    if pgconn.transaction_status != _ACTIVE:
+        return
+    try:
+        connection.cancel_safe(timeout=1)
+        deadline = time.monotonic() + 1
+        while pgconn.transaction_status == _ACTIVE and time.monotonic() < deadline:
+            pgconn.consume_input()
+            if pgconn.is_busy():
+                time.sleep(0.001)
+            else:
+                pgconn.get_result()
+    except psycopg.Error:
+        pass
+    finally:
+        if pgconn.transaction_status == _ACTIVE:
+            pgconn.finish()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import LiteralString
 
@@ -19,6 +20,7 @@ import psycopg
 
 from pgdict.errors import ConnectionFailed, LockTimeout, PgDictError
 from pgdict.session.failures import translating
+from pgdict.session.lane import stop
 from pgdict.session.sources import Connection
 from pgdict.statements import MARK, MARKS, TRY_LOCK, UNLOCK, UNMARK
 
@@ -35,6 +37,13 @@ def lock_number(*names: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Claim:
+    """That a thread of this process has a lock, or asks for it."""
+
+    thread: int
+
+
 class Locks:
     """The locks that this process holds over one session."""
 
@@ -47,8 +56,9 @@ class Locks:
         """Begin anew in a child process, which holds nothing."""
         self._connection: Connection | None = None
         self._asking = threading.Lock()
-        self._changed = threading.Condition()
-        self._holders: dict[int, int] = {}
+        self._mutex = threading.RLock()  # a Condition's own `with` might be torn by an interruption (Ctrl-C)
+        self._changed = threading.Condition(self._mutex)
+        self._holders: dict[int, _Claim] = {}
 
     @contextmanager
     def held(self, name: str, numbers: Sequence[int], timeout: float | None) -> Iterator[None]:
@@ -70,7 +80,7 @@ class Locks:
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until a lock of this process is freed."""
-        with self._changed:
+        with self._mutex:
             self._changed.wait(seconds)
 
     def _acquire(self, name: str, numbers: Sequence[int], timeout: float | None) -> tuple[int, Connection]:
@@ -86,27 +96,28 @@ class Locks:
             left = _LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise LockTimeout(f"lock {name!r} was not free for {timeout:g} s")
-            with self._changed:
+            with self._mutex:
                 self._changed.wait(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _check_own(self, name: str, numbers: Sequence[int]) -> None:
-        if all(self._holders.get(number) == threading.get_ident() for number in numbers):
+        holders = [self._holders.get(number) for number in numbers]
+        if all(holder and holder.thread == threading.get_ident() for holder in holders):
             raise PgDictError(f"this thread already holds lock {name!r}, and would wait for itself")
 
     def attempt(self, number: int) -> Connection | None:
         """Take the lock if nobody has it, and return what `release` needs; never waits."""
-        with self._changed:
-            if number in self._holders:
-                return None
-            self._holders[number] = threading.get_ident()
+        claim = _Claim(threading.get_ident())
         try:
+            if self._holders.setdefault(number, claim) is not claim:
+                return None
             connection = self._ask(number)
         except BaseException:  # interrupted, perhaps with the lock
-            self.release(number, self._connection)
+            if self._holders.get(number) is claim:
+                self.release(number, self._connection)
             raise
         if connection is None:
-            with self._changed:  # which nobody needs to be told: all would try, and tell each other in vain
+            with self._mutex:  # which nobody needs to be told: all would try, and tell each other in vain
                 self._holders.pop(number, None)
         return connection
 
@@ -127,6 +138,8 @@ class Locks:
     def _connected(self) -> Connection:
         if self._closed:
             raise PgDictError("this PgDict is closed")
+        if self._connection is not None:
+            stop(self._connection)  # what was interrupted
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         return self._connection
@@ -137,6 +150,7 @@ class Locks:
             with self._asking:
                 if connection is None or connection is not self._connection:  # it was lost, or is a forked child's parent's
                     return connection is not None and not connection.closed
+                stop(connection)
                 return _answer(connection, UNLOCK, number)
         except psycopg.Error:
             return False
@@ -165,7 +179,7 @@ class Locks:
                 self._connection.execute(UNMARK, _halves(held, wanted))
 
     def _forget(self, number: int) -> None:
-        with self._changed:
+        with self._mutex:
             self._holders.pop(number, None)
             self._changed.notify_all()
 
