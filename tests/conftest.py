@@ -47,7 +47,7 @@ def server_url() -> Iterator[str]:
     if url := os.environ.get("PGDICT_TEST_URL"):
         yield url
         return
-    embedded = join(Path(os.environ["PGDICT_TEST_DIRECTORY"]))
+    embedded = join(Path(os.environ["PGDICT_TEST_DIRECTORY"]) / "server")
     yield embedded.conninfo
     embedded.close()
 

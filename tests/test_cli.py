@@ -452,6 +452,15 @@ def test_info_on_nothing(run: Run, table: str, tmp_path: Path) -> None:
     assert not Path(nowhere).exists()
 
 
+def test_shell_runs_a_program(run: Run, d: PgDict[Any, Any]) -> None:
+    """What is piped into `shell` is a program; what the options name is its `d`; an error of pgdict's is one line."""
+    program = b"import sys\nd['ann'] = 1\nfor key in d:\n    print(key, d[key])\n"
+    done = run("shell", "--namespace", "users", stdin=program)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "ann 1\n", "")
+    assert d.copy() == {"users:ann": 1}
+    refused(run("shell", stdin=b"d.namespace('')"), 2, "namespace")
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -596,10 +605,10 @@ def test_help_of_a_command(run: Run, command: str) -> None:
     """Each command has examples, of itself, with options that there are."""
     done = run(command, "--help", before=())
     assert done.exit_code == 0
-    examples = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("pgdict ")]
+    examples = [line.strip() for line in done.stdout.splitlines() if "pgdict " in line and "Usage" not in line]
     assert examples
     for example in examples:
-        assert example.startswith(f"pgdict {command}")
+        assert f"pgdict {command}" in example
         for option in (word for word in example.split() if word.startswith("--")):
             assert option in done.stdout.partition("Examples:")[0]
 

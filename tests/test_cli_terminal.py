@@ -62,14 +62,13 @@ def test_shell(terminal: Opened, d: PgDict[Any, Any], table: str) -> None:
     shell.expect(r"pgdict [^\r\n]*\r\n[^\r\n]*Ctrl-D[^\r\n]*\r\n")
     assert f"table='{table}'" in plain(shell.after)
     shell.expect("In ")
+    assert plain(shell.before).strip() == ""
     shell.send("d['answer'] = 6 * 7; d['answer'], PgDict.__name__, pgdict.__name__\r")
     shell.expect(re.escape("(42, 'PgDict', 'pgdict')"))
     shell.expect("In ")
     shell.send("d['usa\t")
     shell.expect("usable")
     shell.send("\x15\x04")
-    shell.expect("exit")
-    shell.send("y\r")
     assert end(shell)[1] == 0
     assert d["answer"] == 42
 
@@ -92,13 +91,6 @@ def test_shell_without_ipython(terminal: Opened, d: PgDict[Any, Any], table: str
         shell.send("\x04")
         assert end(shell)[1] == 0
     assert d["answer"] == 42
-
-
-def test_shell_of_a_namespace(terminal: Opened, d: PgDict[Any, Any], table: str) -> None:
-    """What the options name is what `d` is; a program can be piped in."""
-    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(WITHOUT_IPYTHON)} -n users --table {table} shell"
-    assert end(terminal(f"echo 'd[\"ann\"] = 1' | {command}"))[1] == 0
-    assert d.copy() == {"users:ann": 1}
 
 
 def test_progress(terminal: Opened, d: PgDict[Any, Any], table: str, tmp_path: Path) -> None:

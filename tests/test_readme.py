@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from doctest import ELLIPSIS, OutputChecker
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pgdict.cli import app
+from pgdict.server import join
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -48,8 +51,8 @@ def outcome(statement: ast.stmt, names: dict[str, Any]) -> str:
     return "nothing"
 
 
-def test_python_and_info(directory: Path) -> None:
-    """The examples run one after the other, each line gives what stands behind its arrow, and `pgdict info` finds it all."""
+def test_python(directory: Path) -> None:
+    """The examples run one after the other, and each line gives what stands behind its arrow."""
     names: dict[str, Any] = {"__name__": "readme"}
     for before, block in blocks("python"):
         lines, checked = block.splitlines(), 0
@@ -65,11 +68,29 @@ def test_python_and_info(directory: Path) -> None:
         assert checked == block.count("# →"), block
     names["d"].close()
     names["cache"].close()
-    (info,) = [line for _, block in blocks("sh") for line in block.splitlines() if "pgdict info" in line]
-    done = subprocess.run(
-        [sys.executable, "-m", *info.removeprefix(".venv/bin/").split()], check=True, capture_output=True, text=True
-    )
-    assert f"{directory / 'cache'} (embedded)" in done.stdout
+
+
+@pytest.mark.slow
+def test_console(directory: Path) -> None:
+    """Every command that is shown prints what is shown below it."""
+    cache = join(directory / "cache")  # so that the server need not start for each of them
+    for before, block in blocks("console"):
+        examples = [example.partition("\n") for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+        script = "".join(f"{command}\nprintf '\\0'\n" for command, _, _ in examples)
+        alias = f'pgdict() {{ "{sys.executable}" -m pgdict "$@"; }}; exec 2>&1\n'
+        done = subprocess.run(["bash", "-c", alias + script], stdout=subprocess.PIPE, text=True, check=True)
+        assert done.stdout.count("\0") == len(examples)
+        for (command, _, shown), got in zip(examples, done.stdout.split("\0"), strict=False):
+            same = OutputChecker().check_output(shown, got, ELLIPSIS | NORMALIZE_WHITESPACE)
+            assert same, f"after README.md:{before} `{command}` prints {got}"
+    cache.close()
+
+
+def test_commands() -> None:
+    """Every command that is there is shown, and every one that is mentioned is there."""
+    code = "\n".join([*re.findall(r"`([^`\n]+)`", README), *(block for kind in ("sh", "console") for _, block in blocks(kind))])
+    mentioned = set(re.findall(r"(?:^|[\s/])pgdict (?:--\S+ \w+ )?([a-z]+)\b", code, re.MULTILINE))
+    assert mentioned == {command.name for command in app.registered_commands} | {"demo", "bench"}
 
 
 @pytest.mark.slow

@@ -14,10 +14,22 @@ from pgdict import PgDict
 from pgdict.cli.program import command
 
 
-@command("shell", "pgdict shell", "pgdict shell --url ./cache --namespace users", create=True)
+@command(
+    "shell",
+    "pgdict shell",
+    "pgdict shell --url ./cache --namespace users",
+    "echo 'print(len(d))' | pgdict shell",
+    create=True,
+)
 def shell(d: PgDict[Any, Any]) -> None:
-    """Open Python with the dictionary as d, IPython where it is installed."""
-    names = {"d": d, "pgdict": pgdict, "PgDict": PgDict}
+    """Open Python with the dictionary as d, IPython where it is installed.
+
+    A program on standard input is run instead.
+    """
+    names = {"d": d, "pgdict": pgdict, "PgDict": PgDict, "__name__": "__main__"}
+    if not sys.stdin.isatty():
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), names)
+        return
     banner = (
         f"pgdict {pgdict.__version__}, Python {platform.python_version()}: d is {d!r}\n"
         "Try len(d), d['key'] = 'value', list(d.scan('k')), help(d). Ctrl-D ends."
@@ -29,11 +41,15 @@ def shell(d: PgDict[Any, Any]) -> None:
 
 
 def _ipython(names: dict[str, Any], banner: str) -> None:
+    from IPython.terminal.interactiveshell import TerminalInteractiveShell
     from IPython.terminal.ipapp import TerminalIPythonApp
     from traitlets.config import Config
 
     config = Config()
     config.TerminalInteractiveShell.banner1 = f"{banner}\n"
+    config.TerminalInteractiveShell.confirm_exit = False
+    if hasattr(TerminalInteractiveShell, "enable_tip"):
+        config.TerminalInteractiveShell.enable_tip = False
     config.InteractiveShellApp.extensions = ["pgdict"]
     TerminalIPythonApp.launch_instance(argv=[], user_ns=names, config=config)
 
