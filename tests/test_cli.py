@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -48,14 +48,17 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(server_url: str, table: str) -> Run:
+def run(server_url: str, table: str) -> Iterator[Run]:
     """Run the command in this process, on the table of the test."""
+    digits, levels = sys.get_int_max_str_digits(), sys.getrecursionlimit()
 
     def run(*arguments: str, stdin: bytes = b"", before: tuple[str, ...] = ("--table", table)) -> Result:
         Commands.elsewhere.update(demo=demo, bench=bench)
         return CliRunner(env={"PGDICT_URL": server_url}).invoke(app, [*before, *arguments], input=stdin, prog_name="pgdict")
 
-    return run
+    yield run
+    sys.set_int_max_str_digits(digits)  # which the command raises
+    sys.setrecursionlimit(levels)
 
 
 def program(*arguments: str, command: tuple[str, ...] = PGDICT, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -282,6 +285,17 @@ def test_scan(run: Run, d: PgDict[Any, Any]) -> None:
     assert found['"tuple"'] == {"repr": "(1, 'a')"}
     assert found['"nan"'] == {"repr": "nan"}
     assert found['"huge"'] == {"value": 10**5000}
+
+
+def test_deep(run: Run, d: PgDict[Any, Any]) -> None:
+    """A value that is nested as deeply as can be stored is printed; one that is nested more deeply is refused."""
+    deepest: list[Any] = []
+    for _ in range(900):
+        deepest = [deepest]
+    d["deep"] = deepest
+    assert run("get", "deep").stdout == "[" * 901 + "]" * 901 + "\n"
+    assert run("scan", "--json").exit_code == 0
+    refused(run("set", "deeper", "--json", "[" * 3000 + "]" * 3000), 4, "nested too deeply")
 
 
 def test_unreadable(run: Run, d: PgDict[Any, Any], server_url: str, table: str) -> None:

@@ -101,7 +101,8 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> NoReturn:
         """Run what the arguments say, and exit."""
-        sys.set_int_max_str_digits(0)  # a value may have more
+        sys.set_int_max_str_digits(0)  # a stored value may have more digits, and more levels, than Python prints by default
+        sys.setrecursionlimit(5_000)
         args = list(sys.argv[1:] if args is None else args)
         try:
             status = super().main(args or ["--help"], prog_name, **extra | {"standalone_mode": False})
