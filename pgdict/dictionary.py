@@ -23,7 +23,7 @@ from pgdict.dumps import read as read_dump
 from pgdict.dumps import write as write_dump
 from pgdict.errors import ConfigError, PgDictError
 from pgdict.fingerprint import name_of
-from pgdict.keys import MAX_KEY_LENGTH, Keys
+from pgdict.keys import MAX_KEY_LENGTH, Keys, lock_number
 from pgdict.memo import Memoizer, memoize
 from pgdict.memo import Options as MemoOptions
 from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Space, expiry, many, one, walk, whole
@@ -40,7 +40,6 @@ from pgdict.session import (
     Pool,
     Session,
     drop_table,
-    lock_number,
     opening,
     set_durability,
     sweep_in_background,
@@ -754,7 +753,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         return self._session.locks.held(name, numbers, timeout)
 
     def _lock_number(self, *names: str) -> int:
-        return lock_number(self._session.table.layout.table, self._space.keys.prefix, *names)
+        return lock_number(self._session.scope, self._space.keys.prefix, *names)
 
     def memoize(
         self,

@@ -19,16 +19,18 @@ through U+D7FF, each character for itself and in order: so names sort alike and 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from hashlib import blake2b
 from reprlib import repr as brief
 from typing import Any
 
 from pgdict.errors import DecodeError, InvalidKey
 
-__all__ = ["MAX_KEY_LENGTH", "Keys", "UnsupportedKey"]
+__all__ = ["MAX_KEY_LENGTH", "Keys", "UnsupportedKey", "lock_number"]
 
 MAX_KEY_LENGTH = 2600
 """Bytes of a stored key that an index of PostgreSQL surely holds."""
@@ -301,3 +303,13 @@ def _unescape(text: str) -> str:
     if not text.isascii():
         text = _ESCAPED_SURROGATE.sub(lambda match: _READ_SURROGATES[match[0]], text)
     return text.replace("\x01\x01", "\x00").replace("\x01\x02", "\x01")
+
+
+def lock_number(*names: str) -> int:
+    """Return the 64-bit number under which the server knows a lock of these names.
+
+    >>> lock_number("kv_store", "nightly") == lock_number("kv_store", "nightly") != lock_number("kv_store", "daily")
+    True
+    """
+    text = json.dumps(names)  # in which no two lists of names are the same
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -28,9 +28,9 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, S
 
 from pgdict import fingerprint
 from pgdict.errors import ConnectionFailed, InvalidValue, LockTimeout, QueryFailed
-from pgdict.operations import ABSENT, Space, expiry, many, one
+from pgdict.keys import lock_number
+from pgdict.operations import ABSENT, Operation, Space, expiry, many, one
 from pgdict.operations.space import Expiry, seconds
-from pgdict.session import Connection, Session, lock_number
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -47,6 +47,55 @@ _PATIENCE = 0.3
 
 _computing: ContextVar[tuple[int, ...]] = ContextVar("pgdict_computing", default=())
 """The locks under which this thread or task computes."""
+
+
+class Locks(Protocol):
+    """Locks of the server's that are polled; see `session.locks`."""
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until a lock of this process is freed."""
+
+    def attempt(self, number: int) -> Any:
+        """Take the lock if nobody has it, and return what `release` needs, else None."""
+
+    def release(self, number: int, connection: Any) -> bool:
+        """Free the lock and return whether it was still held."""
+        ...
+
+    def mark(self, held: Sequence[int], wanted: int) -> bool:
+        """Tell everybody that who holds these waits for that one, and return whether that closes a circle."""
+        ...
+
+    def unmark(self, held: Sequence[int], wanted: int) -> None:
+        """Take it back."""
+
+
+class Carrier(Protocol):
+    """What carries operations to the server."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a lost connection is given up."""
+        ...
+
+    @property
+    def scope(self) -> str:
+        """What names of locks are relative to."""
+        ...
+
+    @property
+    def locks(self) -> Locks:
+        """The locks of this process."""
+        ...
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread's statements belong to a transaction."""
+        ...
+
+    def run(self, operation: Operation[T], /) -> T:
+        """Carry an operation to its end and return its result."""
+        ...
 
 
 class CacheInfo(NamedTuple):
@@ -148,7 +197,7 @@ class Options:
             raise TypeError(f"ignore is a tuple of names, not a str: {self.ignore!r}")
 
 
-def memoize(session: Session, space: Space, function: Callable[P, R], options: Options) -> Memoized[P, R]:
+def memoize(session: Carrier, space: Space, function: Callable[P, R], options: Options) -> Memoized[P, R]:
     """Return `function` with its results kept in `space`, which is its own."""
     if not callable(function):
         raise TypeError(f"memoize decorates a function, not {type(function).__name__}: {function!r}")
@@ -244,7 +293,7 @@ Flow = Any  # a generator of the three steps; its sends differ with the step
 class _Memo(Generic[P, R]):
     """One memoized function: how a call goes, written once for threads and tasks."""
 
-    def __init__(self, session: Session, space: Space, function: Callable[P, R], options: Options) -> None:
+    def __init__(self, session: Carrier, space: Space, function: Callable[P, R], options: Options) -> None:
         self.session, self.space, self.function, self.options = session, space, function, options
         self.counts = _Counts()
         self.leaders: dict[int, _Flight] = {}
@@ -405,7 +454,7 @@ class _Memo(Generic[P, R]):
             self.session.run(one.set(self.space, key, value, expires))  # which does no harm twice
 
     def _number(self, key: Any) -> int:
-        return lock_number(self.session.table.layout.table, "memo", self.space.keys.encode(key).decode())
+        return lock_number(self.session.scope, "memo", self.space.keys.encode(key).decode())
 
 
 @dataclass(slots=True)
@@ -425,10 +474,10 @@ class _Found:
 class _Flight:
     """One call's part in a computation that many want. One call of each process leads: it alone asks the server."""
 
-    def __init__(self, session: Session, leaders: dict[int, _Flight], number: int) -> None:
+    def __init__(self, session: Carrier, leaders: dict[int, _Flight], number: int) -> None:
         self._locks, self._timeout = session.locks, session.timeout
         self._leaders, self._leader, self._number = leaders, self, number
-        self._connection: Connection | None = None
+        self._connection: Any = None
         self._failing: float | None = None
         self._held = _computing.get()
         self._marked = False

@@ -14,7 +14,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgdict import PgDict
-from pgdict.session import lock_number, sweeper
+from pgdict.keys import lock_number
+from pgdict.session import sweeper
 
 
 @pytest.fixture(autouse=True)

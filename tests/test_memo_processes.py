@@ -175,7 +175,7 @@ def f(n):
             assert other._session.locks.attempt(number) is None, "the child freed the lock of its parent"
     return n * n
 
-from pgdict.session import lock_number
+from pgdict.keys import lock_number
 number = lock_number(d._session.table.layout.table, "memo", "memo:f:" + f.cache_key(1))
 parent = os.getpid()
 assert f(0) == 0

@@ -1,7 +1,6 @@
 """Carry operations to PostgreSQL: connections, prepared statements, transactions, retries, errors."""
 
 from pgdict.session import opening
-from pgdict.session.locks import lock_number
 from pgdict.session.opening import Place
 from pgdict.session.session import Session
 from pgdict.session.sources import Connection, Network, Pool
@@ -18,7 +17,6 @@ __all__ = [
     "Session",
     "Table",
     "drop_table",
-    "lock_number",
     "opening",
     "set_durability",
     "sweep_in_background",

@@ -6,14 +6,12 @@ connection is polled and never waits, so any number of threads can hold and want
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import LiteralString
 
 import psycopg
@@ -25,16 +23,6 @@ from pgdict.session.sources import Connection
 from pgdict.statements import MARK, MARKS, TRY_LOCK, UNLOCK, UNMARK
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
-
-
-def lock_number(*names: str) -> int:
-    """Return the 64-bit number under which the server knows a lock of these names.
-
-    >>> lock_number("kv_store", "nightly") == lock_number("kv_store", "nightly") != lock_number("kv_store", "daily")
-    True
-    """
-    text = json.dumps(names)  # in which no two lists of names are the same
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -86,6 +86,11 @@ class Session:
         self._table = table
         self._book = Book(table.layout)
 
+    @property
+    def scope(self) -> str:
+        """The table's name, to which names of locks are relative."""
+        return self._table.layout.table
+
     def run(self, operation: Operation[T]) -> T:
         """Carry an operation to its end and return its result."""
         try:

@@ -8,8 +8,8 @@ import weakref
 
 from pgdict import statements, wire
 from pgdict.errors import PgDictError, QueryFailed
+from pgdict.keys import lock_number
 from pgdict.operations import Operation
-from pgdict.session.locks import lock_number
 from pgdict.session.session import Session
 
 EVERY = 10.0
