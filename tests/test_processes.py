@@ -423,7 +423,13 @@ assert d['child'] == d['b'] == 1
 }
 
 
-@pytest.mark.parametrize("end", [pytest.param(code, id=name) for name, code in ENDS.items()])
+SELDOM = ("namespace", "iterating", "threads", "lock", "unpickled", "closed", "mutating")
+ALL_ENDS = [
+    pytest.param(code, id=name, marks=pytest.mark.slow if name in SELDOM else ()) for name, code in ENDS.items()
+]
+
+
+@pytest.mark.parametrize("end", ALL_ENDS)
 def test_exit(server_url: str, table: str, end: str) -> None:
     """A program that ends without closing ends at once, says nothing, and leaves no connection behind."""
     code = START + "d = PgDict(url, table=table, application_name=table)\nd['a'] = 1\n" + end

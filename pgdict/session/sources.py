@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import psycopg
@@ -108,8 +109,9 @@ class Leases:
     use, threads wait; every half a millisecond a statement that ends hands its connection to one who waits, so that nobody
     waits for long, and the others need no change of threads.
 
-    A thread may be interrupted (Ctrl-C) between any two steps. So nothing is counted: a connection that is forgotten on the
-    way closes and frees its slot by itself; and no lock is used whose acquisition can be torn, as that of a Condition can.
+    A thread may be interrupted (Ctrl-C) between any two steps. So nothing is counted up and down: a connection that is
+    forgotten on the way closes and frees its slot by itself. And nothing is locked, as Python may leave even a lock's `with`
+    without freeing it (3.13 does, out of a comprehension inside).
     """
 
     inside = False
@@ -122,8 +124,8 @@ class Leases:
     def _begin(self) -> None:
         self._free: deque[Lane] = deque()
         self._waiters: deque[_Waiter] = deque()
-        self._slots: list[weakref.ref[_Slot]] = []
-        self._reserving = threading.Lock()
+        self._slots: dict[int, weakref.ref[_Slot]] = {}
+        self._numbers = count()
         self._handed_at = 0.0
         self._closed = threading.Event()
         self._tended = False
@@ -188,24 +190,28 @@ class Leases:
 
     def _reserve(self) -> _Slot | None:
         """Return the right to one more connection, which ends with the object, or None when there are enough."""
-        with self._reserving:
-            if self._closed.is_set():
-                raise PgDictError("this PgDict is closed")
-            self._slots = [slot for slot in self._slots if slot()]
-            if len(self._slots) >= self._network.max_size:
-                return None
-            slot = _Slot()
-            self._slots.append(weakref.ref(slot))
-            if len(self._slots) > self._network.min_size and not self._tended:
-                self._tend()
-            return slot
+        if self._closed.is_set():
+            raise PgDictError("this PgDict is closed")
+        slot = _Slot()
+        self._slots[next(self._numbers)] = weakref.ref(slot)
+        held = 0
+        for number, other in list(self._slots.items()):
+            if other() is None:
+                self._slots.pop(number, None)
+            else:
+                held += 1
+        if held > self._network.max_size:
+            return None
+        if held > self._network.min_size and not self._tended:
+            self._tend()
+        return slot
 
     def _tend(self) -> None:
         """Start the thread that closes idle connections, for as long as the leases exist."""
+        self._tended = True
         tender = threading.Thread(target=_close_idle, args=(weakref.ref(self), self._closed), name="pgdict-idle", daemon=True)
         with suppress(RuntimeError):  # the interpreter is shutting down
             tender.start()
-        self._tended = True
 
     def close_idle(self) -> None:
         """Close the connections that were not used since the last call, except for the smallest number to be kept."""
