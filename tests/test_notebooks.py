@@ -70,10 +70,11 @@ def kinds(cell: Any) -> list[tuple[str, ...]]:
 
 def test_there_are_notebooks() -> None:
     """The notebooks that the README speaks of are here."""
-    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "memoize", "queues_and_limits", "sql"}
+    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "memoize", "queues_and_limits", "sql", "benchmark"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @every_notebook
 def test_runs(path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook runs on an embedded server without an error or a warning, and what is committed of it is what it puts out."""
