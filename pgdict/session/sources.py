@@ -161,12 +161,13 @@ class Leases:
 
     def _wait(self, deadline: float) -> Lane:
         waiter = _Waiter()
-        self._waiters.append(waiter)
         try:
             return self._receive(waiter, deadline)
         finally:
-            with suppress(ValueError):  # a connection handed over this late is forgotten, and closes
+            with suppress(ValueError):
                 self._waiters.remove(waiter)
+            if waiter.lane:  # it came too late
+                self.give(waiter.lane)
 
     def _receive(self, waiter: _Waiter, deadline: float) -> Lane:
         failure: Exception | None = None
@@ -181,8 +182,12 @@ class Leases:
                     failure = error
                     del slot
                 retry, pause = time.monotonic() + pause, min(2 * pause, 0.25)
-            if waiter.bell.acquire(timeout=_RECHECK):
-                return waiter.lane
+            if not waiter.queued:
+                waiter.queued = True
+                self._waiters.append(waiter)
+            if waiter.bell.acquire(timeout=_RECHECK) and waiter.lane:
+                lane, waiter.lane = waiter.lane, None
+                return lane
         if failure is None:
             raise ConnectionFailed(f"all {self._network.max_size} connections were in use for {self._network.timeout:g} s")
         reason = message_of(failure) if isinstance(failure, psycopg.Error) else str(failure)
@@ -253,9 +258,9 @@ class Leases:
 class _Waiter:
     """A thread that waits for a connection."""
 
-    lane: Lane
-
     def __init__(self) -> None:
+        self.queued = False
+        self.lane: Lane | None = None
         self.bell = threading.Lock()
         self.bell.acquire()
 
