@@ -743,7 +743,7 @@ while time.monotonic() < end:
     n += 1
     begin = time.monotonic()
     try:
-        signal.setitimer(signal.ITIMER_REAL, rng.random() * rng.choice([0.0003, 0.001, 0.003]) + 1e-6)
+        signal.setitimer(signal.ITIMER_REAL, rng.random() * rng.choice([0.0003, 0.001, 0.003, 0.02]) + 1e-6)
         use(n)
         signal.setitimer(signal.ITIMER_REAL, 0)
     except error:
@@ -781,7 +781,7 @@ def test_interrupted_anywhere(server_url: str, table: str, kind: str, seconds: f
     with program(STRESS, server_url, table, kind, seconds) as process:
         count, hits, wrong = said(process).split(maxsplit=2)
         assert wrong == "[]"
-        assert int(count) > int(hits) > 100 * seconds
+        assert int(count) > int(hits) > 50 * seconds
         with psycopg.connect(server_url, autocommit=True) as connection:
 
             def states() -> list[Any]:
