@@ -118,7 +118,8 @@ def test_fork_while_threads_work(server_url: str, table: str, max_size: int) -> 
         finally:
             stop.set()
         assert sorted(counts) == list(range(1, 73))
-        assert [d["parent", me] for me in range(4)] == [future.result(timeout=20) - 1 for future in futures]
+        written = [future.result(timeout=20) for future in futures]
+        assert [d["parent", me] for me in range(4)] == [n - 1 for n in written]
 
 
 @forks
