@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from processes import eventually
 
 from pgdict.errors import ConfigError, ConnectionFailed
 from pgdict.server import Embedded, binaries, embedded, join, locate, mask, system
@@ -74,15 +75,6 @@ def running(directory: Path, program: str = "") -> list[int]:
 
 def watchers(directory: Path) -> list[int]:
     return running(directory, "watcher.py")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def ended(directory: Path) -> bool:

@@ -150,7 +150,12 @@ def set(space: Space, key: object, value: object, expiry: Expiry) -> Operation[N
 
 def set_nx(space: Space, key: object, value: object, expiry: Expiry) -> Operation[bool]:
     """Store `value` if `key` is absent, and tell whether it was."""
-    rows = yield sql.SET_NX, (space.keys.encode(key), *space.values.encode(value), *expiry)
+    return (yield from _born(space, space.keys.encode(key), space.values.encode(value), expiry))
+
+
+def _born(space: Space, stored: bytes, data: tuple[bytes, bytes], expiry: Expiry) -> Operation[bool]:
+    """Store an encoded value if its key is absent, and tell whether it was."""
+    rows = yield sql.SET_NX, (stored, *data, *expiry)
     if rows:
         yield from sweep_two(space, expiry)
     return bool(rows)
@@ -211,6 +216,11 @@ def _read(space: Space, key: object) -> Operation[tuple[bytes, bytes] | None]:
     return None
 
 
+def _or_default(space: Space, expiry: Expiry | None) -> Expiry:
+    """Return the expiry of a key that begins anew, where None would keep the present one."""
+    return space.expiry if expiry is None else expiry
+
+
 def _swap(
     space: Space,
     key: object,
@@ -239,7 +249,7 @@ def mutate(
             if default is None:
                 raise KeyError(key)
             value = change(default())
-            if (yield from set_nx(space, key, value, space.expiry if expiry is None else expiry)):
+            if (yield from set_nx(space, key, value, _or_default(space, expiry))):
                 return value
         else:
             value = change(space.values.decode(key, *old))
@@ -277,7 +287,7 @@ def write_back(
         rows = yield sql.GET, (space.keys.encode(key),)
         if rows and (expiry is None or rows[0][2] == wire.TRUE):  # the block itself wrote it
             old = rows[0][:2]
-        elif (yield sql.SET_NX, (space.keys.encode(key), *new, *(space.expiry if expiry is None else expiry))):
+        elif (yield sql.SET_NX, (space.keys.encode(key), *new, *_or_default(space, expiry))):
             return
 
 
@@ -285,7 +295,7 @@ def compare_and_swap(space: Space, key: object, expected: object, new: object, e
     """Store `new` if the value of `key` equals `expected`."""
     data = space.values.encode(new)
     while True:
-        if expected is ABSENT and (yield from set_nx(space, key, new, space.expiry if expiry is None else expiry)):
+        if expected is ABSENT and (yield from _born(space, space.keys.encode(key), data, _or_default(space, expiry))):
             return CasResult("swapped")
         old = yield from _read(space, key)
         if old is not None:
@@ -327,8 +337,7 @@ def _add(space: Space, key: object, by: float, expiry: Expiry) -> Operation[int 
             raise InvalidValue(f"the sum of {number!r} and {by!r} for key {key!r} is beyond the floats")
         data = space.values.encode(total)
         if old is None:
-            if (yield sql.SET_NX, (space.keys.encode(key), *data, *expiry)):
-                yield from sweep_two(space, expiry)
+            if (yield from _born(space, space.keys.encode(key), data, expiry)):
                 return total
         elif (yield from _swap(space, key, old, data, None)):
             return total

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pgdict.statements import Rendered
 
 _TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
-_COPY_IN = pq.ExecStatus.COPY_IN
 _ACTIVE, _IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
 _BINARY = [[pq.Format.BINARY] * n for n in range(32)]
 _NOT_PREPARED, _ALREADY_PREPARED, _PLAN_OUTDATED = "26000", "42P05", "0A000"

@@ -26,13 +26,13 @@ class Place:
 
 
 def open_location(location: Any, options: Options, network: Network) -> tuple[Session, Table, Place]:
-    """Open a session with a pool of its own."""
+    """Open a session with connections of its own."""
     where = server.locate(location)
     if isinstance(where, Path):
         embedded = server.join(where)
-        session, table, _ = _open_pool(lambda: _alive(embedded), embedded.close, options, network, "async")
+        session, table, _ = _open_own(lambda: _alive(embedded), embedded.close, options, network, "async")
         return session, table, Place(str(where), lambda: embedded.conninfo)
-    return _open_pool(lambda: where, lambda: None, options, network, "unlogged")
+    return _open_own(lambda: where, lambda: None, options, network, "unlogged")
 
 
 def _alive(embedded: server.Embedded) -> str:
@@ -40,7 +40,7 @@ def _alive(embedded: server.Embedded) -> str:
     return embedded.conninfo
 
 
-def _open_pool(
+def _open_own(
     conninfo: Callable[[], str],
     leave: Callable[[], None],
     options: Options,
@@ -65,7 +65,7 @@ def _open_pool(
     return session, table, Place(server.mask(url), lambda: url)
 
 
-def _own(url: str, network: Network) -> Connection:
+def _beside(url: str, network: Network) -> Connection:
     """Open a connection beside those of the application, for what needs one of its own."""
     return OwnConnection.connect(url, autocommit=True, prepare_threshold=None, **network.settings(url))
 
@@ -75,7 +75,7 @@ def open_pool(pool: Pool, options: Options, network: Network) -> tuple[Session, 
     with translating(), pool.connection() as connection:
         table = open_table(connection, options, default="unlogged")
         url = server.as_url(connection.info)
-    session = Session(Borrowed(pool, network.timeout), table, partial(_own, url, network), timeout=network.timeout)
+    session = Session(Borrowed(pool, network.timeout), table, partial(_beside, url, network), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)
 
 
@@ -84,5 +84,5 @@ def open_connection(connection: Connection, options: Options, network: Network) 
     with translating(), connection.transaction():
         url = server.as_url(connection.info)
         table = open_table(connection, options, default="unlogged", joined=True)
-    session = Session(Joined(connection), table, partial(_own, url, network), timeout=network.timeout)
+    session = Session(Joined(connection), table, partial(_beside, url, network), timeout=network.timeout)
     return session, table, Place(server.mask(url), lambda: url)

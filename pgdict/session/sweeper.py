@@ -47,7 +47,7 @@ def _sweep(reference: weakref.ref[Session]) -> None:
 def _sweep_all(session: Session) -> bool:
     """Sweep until nothing is left, and return whether it is worth coming back."""
     try:
-        while not session.closed and session.run(_step(session.table.layout.table)) == STEP:
+        while not session.closed and session.run(_step(session.scope)) == STEP:
             pass
     except QueryFailed as error:
         return error.sqlstate not in statements.FORBIDDEN
@@ -56,6 +56,6 @@ def _sweep_all(session: Session) -> bool:
     return True
 
 
-def _step(table: str) -> Operation[int]:
-    ((number,),) = yield statements.SWEEP_ALONE, (wire.int8(STEP), wire.int8(lock_number(table, "sweeper")))
+def _step(scope: str) -> Operation[int]:
+    ((number,),) = yield statements.SWEEP_ALONE, (wire.int8(STEP), wire.int8(lock_number(scope, "sweeper")))
     return wire.from_int8(number)
