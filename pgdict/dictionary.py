@@ -410,7 +410,10 @@ class PgDict(Counted, MutableMapping[K, V]):
         return self._session.run(one.ttl(self._space, key))
 
     def cleanup_expired(self, limit: int | None = None) -> int:
-        """Delete expired rows, at most `limit`, and return how many. Rows that somebody is writing are left. One statement."""
+        """Delete expired rows, at most `limit`, and return how many. Rows that somebody is writing are left.
+
+        One statement for each 10,000 rows, the oldest first; outside a transaction each counts at once.
+        """
         return self._session.run(many.sweep(self._space, limit))
 
     # Atomic ---------------------------------------------------------------------------------------------------------

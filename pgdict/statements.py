@@ -279,10 +279,16 @@ FORGET = Statement(
     chore=True,
 )
 
+# The oldest are chosen first and locked then, in the order of their keys: SKIP LOCKED waits all the same where a row's next
+# version is being written at that very moment (PostgreSQL 18, heap_lock_updated_tuple), and sweeps in the order of expiry
+# met batches in the order of keys there.
 _SWEEP = """
     WITH doomed AS MATERIALIZED (
-        SELECT t.key FROM {table} AS t WHERE {expired} AND {range:2}
-        ORDER BY t.expires_at LIMIT $1::bigint FOR UPDATE SKIP LOCKED
+        SELECT t.key FROM {table} AS t
+        WHERE {expired} AND t.key = ANY (
+            ARRAY(SELECT t.key FROM {table} AS t WHERE {expired} AND {range:2} ORDER BY t.expires_at LIMIT $1::bigint)
+        )
+        ORDER BY t.key FOR UPDATE SKIP LOCKED
     ), gone AS (
         DELETE FROM {table} AS t USING doomed WHERE t.key = doomed.key AND {expired} AND {durable} RETURNING TRUE
     )

@@ -185,17 +185,17 @@ def fight(d: Dict, me: int, rounds: int) -> None:
     rng = random.Random(me)
     for _ in range(rounds):
         keys = rng.sample(KEYS, 40)
-        match rng.randrange(8):
+        match rng.randrange(10):
             case 0 | 1 | 2:
-                d.set_many([(key, me) for key in keys], ttl=rng.choice([None, 0.001, 0.05]))
+                d.set_many([(key, me) for key in keys], ttl=rng.choice([None, 0.001, 0.003]))
             case 3:
                 d.delete_many(keys)
             case 4:
                 d.delete_prefix("key 1")
             case 5:
                 d.clear()
-            case 6:
-                d.cleanup_expired()
+            case 6 | 7 | 8:
+                d.cleanup_expired(rng.choice([None, 2, 20]))
             case _:
                 d.update(dict.fromkeys(keys, me))
 

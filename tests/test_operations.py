@@ -275,6 +275,20 @@ def test_batches() -> None:
     assert stop.value.value == 4
 
 
+def test_sweep_in_steps() -> None:
+    """Expired rows are removed in bounded steps, as long as one finds many of them, and no further than the limit."""
+    some = many.SWEEP
+
+    def number(count: int) -> Rows:
+        return row(wire.int8(count))
+
+    played = Played(many.sweep(SPACE, None), number(some), number(some - 3), number(7))
+    assert (played.asked, played.result) == (["SWEEP"] * 3, 2 * some + 4)
+    played = Played(many.sweep(AMONG, some + 2), number(some), number(2))
+    assert [wire.from_int8(params[0] or b"") for params in played.params] == [some, 2]
+    assert (played.result, Played(many.sweep(SPACE, 0)).result) == (some + 2, 0)
+
+
 def test_buffers() -> None:
     """Pairs are encoded into buffers of bounded size, of equal keys the last value in the first place; the last is known."""
     ((buffer, more),) = many.buffers(SPACE, [("b", 1), ("a", 2), ("b", 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
@@ -16,6 +17,8 @@ from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space, amou
 
 BATCH = 5_000
 """Keys asked for, or deleted, by one statement."""
+SWEEP = 10_000
+"""Expired rows removed by one statement."""
 BUFFER = 16 * 1024 * 1024
 """Bytes of keys and values that are collected before they are sent."""
 _ROW_OVERHEAD = 200  # Python's own bytes for a key and a value, so that many tiny rows stay within the buffer, too
@@ -44,9 +47,14 @@ def clear(bounds: Bounds | None) -> Operation[int]:
 
 def sweep(space: Space, limit: int | None) -> Operation[int]:
     """Delete expired rows, at most `limit`, leaving those that somebody is writing, and return how many."""
-    params = (None if limit is None else wire.int8(amount("limit", limit)), *(space.bounds or ()))
-    ((number,),) = yield sql.SWEEP.over(space.bounds is not None), params
-    return wire.from_int8(number)
+    rest = most = sys.maxsize if limit is None else amount("limit", limit)
+    while rest:
+        step = min(rest, SWEEP)
+        ((number,),) = yield sql.SWEEP.over(space.bounds is not None), (wire.int8(step), *(space.bounds or ()))
+        rest -= wire.from_int8(number)
+        if wire.from_int8(number) < step / 2:  # what is left is being written, or has only just expired
+            break
+    return most - rest
 
 
 def _batches(space: Space, keys: Iterable[object]) -> Iterator[dict[bytes, object]]:
