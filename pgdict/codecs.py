@@ -270,9 +270,7 @@ def _array(items: list[Any]) -> Any:
     return items[0](items[1:]) if items and type(items[0]) is type else items
 
 
-_unpack = partial(
-    unpackb, strict_map_key=False, ext_hook=_extension, list_hook=_array, unicode_errors="surrogatepass"
-)
+_unpack = partial(unpackb, strict_map_key=False, ext_hook=_extension, list_hook=_array, unicode_errors="surrogatepass")
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,6 @@ _CLEANUPS = ("on_read", "background", "manual", "disabled")
 _COUNTED, _COMPLETIONS = 100_000, 200
 
 
-
 class PgDict(Counted, MutableMapping[K, V]):
     r"""A dict that lives in PostgreSQL.
 
@@ -494,9 +493,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         self, key: K, change: None = None, *, default: Callable[[], V] | None = None, ttl: Ttl = DEFAULT
     ) -> AbstractContextManager[Box[V]]: ...
     @overload
-    def mutate(
-        self, key: K, change: Callable[[V], V], *, default: Callable[[], V] | None = None, ttl: Ttl = DEFAULT
-    ) -> V: ...
+    def mutate(self, key: K, change: Callable[[V], V], *, default: Callable[[], V] | None = None, ttl: Ttl = DEFAULT) -> V: ...
     def mutate(
         self,
         key: K,
@@ -557,9 +554,7 @@ class PgDict(Counted, MutableMapping[K, V]):
         """
         return self._session.run(many.get_many(self._space, keys))
 
-    def set_many(
-        self, items: Mapping[K, V] | Iterable[tuple[K, V]], ttl: Ttl = DEFAULT, *, progress: bool = False
-    ) -> None:
+    def set_many(self, items: Mapping[K, V] | Iterable[tuple[K, V]], ttl: Ttl = DEFAULT, *, progress: bool = False) -> None:
         """Store the pairs of a mapping or an iterable, all or nothing, whatever their number.
 
         Up to some 16 MB are one statement; more are copied into a temporary table and merged in one transaction. The iterable
@@ -653,9 +648,7 @@ class PgDict(Counted, MutableMapping[K, V]):
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
-    def namespace(
-        self, *names: str, codec: str | Codec | None = None, ttl: Ttl = DEFAULT
-    ) -> PgDict[Any, Any]:
+    def namespace(self, *names: str, codec: str | Codec | None = None, ttl: Ttl = DEFAULT) -> PgDict[Any, Any]:
         """Return the dictionary of the keys that begin with `name:`, without that prefix.
 
         It shares connections and transactions with this one, and every method sees and costs the namespace alone.

@@ -115,10 +115,7 @@ SET = Statement(_NEW_ROW + "WHERE {durable}" + _REPLACE)
 
 # Tells whether there is anything to sweep, which costs a look at the index: most often there is nothing.
 SET_EXPIRING = Statement(
-    _NEW_ROW
-    + "WHERE {durable}"
-    + _REPLACE
-    + "RETURNING EXISTS (SELECT FROM {table} AS s WHERE s.expires_at <= {clock})"
+    _NEW_ROW + "WHERE {durable}" + _REPLACE + "RETURNING EXISTS (SELECT FROM {table} AS s WHERE s.expires_at <= {clock})"
 )
 
 SET_NX = Statement(_NEW_ROW + "WHERE {durable}" + _REBIRTH + "RETURNING TRUE")
@@ -312,9 +309,7 @@ COUNT = Family("SELECT count(*) FROM {table} AS t WHERE {live} AND {range:1}", r
 
 ANY = Family("SELECT EXISTS (SELECT FROM {table} AS t WHERE {live} AND {range:1})", reads=True)
 
-GET_MANY = Statement(
-    "SELECT t.key, t.value, {codec} FROM {table} AS t WHERE t.key = ANY ($1::text[]) AND {live}", reads=True
-)
+GET_MANY = Statement("SELECT t.key, t.value, {codec} FROM {table} AS t WHERE t.key = ANY ($1::text[]) AND {live}", reads=True)
 
 # Numbered in the caller's order by a volatile sub-select, then locked in the order of keys: without the inner select
 # the numbers follow the sort, without the sort two batches deadlock.
@@ -400,9 +395,7 @@ MAY_READ_NUMBER = Statement("SELECT has_sequence_privilege({sequence}, 'SELECT')
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 
 # Rows are numbered as they arrive, so that one sort by key finds the last value and the first place of each.
-STAGE = Statement(
-    'CREATE TEMPORARY TABLE {stage} (key text COLLATE "C", value bytea, codec text, place bigint {place})'
-)
+STAGE = Statement('CREATE TEMPORARY TABLE {stage} (key text COLLATE "C", value bytea, codec text, place bigint {place})')
 
 COPY = Statement("COPY {stage} (key, value, codec) FROM STDIN (FORMAT binary)", copies=True)
 
@@ -773,4 +766,3 @@ def _words(layout: Layout) -> dict[str, object]:
         "by_asc": "t.seq ASC, t.key ASC" if seq else "t.key ASC",
         "by_desc": "t.seq DESC, t.key DESC" if seq else "t.key DESC",
     }
-

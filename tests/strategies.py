@@ -27,7 +27,7 @@ keys = _simple_keys | st.recursive(_simple_keys, lambda inner: st.lists(inner, m
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-any_string = st.text(st.sampled_from("\x00\x01aé\ud800\udfff\U0010ffff\\u0\"")) | st.text(st.characters())
+any_string = st.text(st.sampled_from('\x00\x01aé\ud800\udfff\U0010ffff\\u0"')) | st.text(st.characters())
 offsets = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
 zones = st.one_of(
     st.none(),

@@ -207,9 +207,7 @@ def test_no_canonical_int(data: bytes) -> None:
         Values().decode("key", data, b"int")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"1", b"01.5", b"1.50", b"inf", b"-inf", b"nan", b"1e400", b"1_0.0", b" 1.5", b"x"]
-)
+@pytest.mark.parametrize("data", [b"", b"1", b"01.5", b"1.50", b"inf", b"-inf", b"nan", b"1e400", b"1_0.0", b" 1.5", b"x"])
 def test_no_canonical_float(data: bytes) -> None:
     """Bytes with the tag `float` that are no finite float's shortest text are a `DecodeError`."""
     with pytest.raises(DecodeError):

@@ -225,7 +225,11 @@ def wrong() -> Operation[Rows]:
 def test_relative_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory below the present one is shown as seen from there: no home, no user's name."""
     monkeypatch.chdir("/usr")
-    assert (place("/usr/share/x"), place("/var/x"), place("postgresql://u@h/x")) == ("./share/x", "/var/x", "postgresql://u@h/x")
+    assert (place("/usr/share/x"), place("/var/x"), place("postgresql://u@h/x")) == (
+        "./share/x",
+        "/var/x",
+        "postgresql://u@h/x",
+    )
 
 
 @pytest.mark.slow

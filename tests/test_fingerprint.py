@@ -285,11 +285,13 @@ near = st.sampled_from(
 )
 tiny = st.recursive(
     near,
-    lambda part: st.lists(part, max_size=3)
-    | st.lists(part, max_size=3).map(tuple)
-    | st.dictionaries(near, part, max_size=2)
-    | st.sets(near, max_size=3)
-    | st.frozensets(near, max_size=3),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.lists(part, max_size=3).map(tuple)
+        | st.dictionaries(near, part, max_size=2)
+        | st.sets(near, max_size=3)
+        | st.frozensets(near, max_size=3)
+    ),
     max_leaves=6,
 )
 calls = st.lists(tiny | everything, max_size=3).map(tuple)

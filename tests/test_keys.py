@@ -49,9 +49,7 @@ def test_one_key_as_in_a_dict(a: Any, b: Any) -> None:
     assert (ROOT.encode(a) == ROOT.encode(b)) == (a == b)
 
 
-@pytest.mark.parametrize(
-    "same", [(1, 1.0, True), (0, 0.0, -0.0, False), (2**70, float(2**70)), ((1, (0.0,)), (True, (-0.0,)))]
-)
+@pytest.mark.parametrize("same", [(1, 1.0, True), (0, 0.0, -0.0, False), (2**70, float(2**70)), ((1, (0.0,)), (True, (-0.0,)))])
 def test_equal_numbers_are_one_key(same: tuple[Any, ...]) -> None:
     """Numbers that are equal are one key, also within tuples."""
     assert len({ROOT.encode(key) for key in same}) == 1

@@ -275,9 +275,7 @@ class Fleet:
 
 
 @pytest.fixture(params=["insertion", "key"])
-def fleet(
-    request: pytest.FixtureRequest, server_url: str, table: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Fleet]:
+def fleet(request: pytest.FixtureRequest, server_url: str, table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     """Handles of all kinds on one table; buffers are so small here that sets of a few pairs are staged."""
     monkeypatch.setattr(many, "BUFFER", 600)
     with ExitStack() as stack:

@@ -166,6 +166,7 @@ def test_typed(d: D) -> None:
 
 def test_own_key(d: D) -> None:
     """key= makes the key from the arguments: whatever is a key of a dictionary."""
+
     @d.memoize(name="f", key=lambda user, **_: (user["id"], None))
     def f(user: Any, *, session: Any) -> Any:
         return user["name"]

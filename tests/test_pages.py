@@ -122,9 +122,7 @@ changes = st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.integers(0, 20
     reverse=st.booleans(),
     values=st.booleans(),
 )
-def test_changes_on_the_way(
-    d: D, layout: list[str], between: Any, size: Size, how: str, reverse: bool, values: bool
-) -> None:
+def test_changes_on_the_way(d: D, layout: list[str], between: Any, size: Size, how: str, reverse: bool, values: bool) -> None:
     """What is there and stays where it is all the while comes once and in order, and nothing comes twice."""
     d.clear()
     n = d.namespace("n")

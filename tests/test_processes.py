@@ -425,9 +425,7 @@ assert d['child'] == d['b'] == 1
 
 
 SELDOM = ("namespace", "iterating", "threads", "lock", "unpickled", "closed", "mutating")
-ALL_ENDS = [
-    pytest.param(code, id=name, marks=pytest.mark.slow if name in SELDOM else ()) for name, code in ENDS.items()
-]
+ALL_ENDS = [pytest.param(code, id=name, marks=pytest.mark.slow if name in SELDOM else ()) for name, code in ENDS.items()]
 
 
 @pytest.mark.parametrize("end", ALL_ENDS)

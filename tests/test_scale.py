@@ -173,9 +173,7 @@ MEMORY = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(
-    "number", [120_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
-)
+@pytest.mark.parametrize("number", [120_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_memory(server_url: str, table: str, number: int) -> None:
     """Loading, iterating and clearing any number of items takes no more than 64 MB."""
     grown = child(server_url, table, MEMORY.replace("NUMBER", str(number)))

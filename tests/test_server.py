@@ -282,9 +282,7 @@ def test_two_at_once(parent: Path) -> None:
     assert eventually(lambda: ended(parent / "home"))
 
 
-@pytest.mark.parametrize(
-    "name", ["with space", "ä ö 日本", "quo\"te $HOME `id` \\ 'x'", "-rf", "/".join(["long" * 20] * 6)]
-)
+@pytest.mark.parametrize("name", ["with space", "ä ö 日本", "quo\"te $HOME `id` \\ 'x'", "-rf", "/".join(["long" * 20] * 6)])
 def test_directory_name(parent: Path, home: Path, name: str) -> None:
     """Any directory name works, also one longer than a socket's path may be."""
     place = parent / name

@@ -275,9 +275,7 @@ def hold(space: Space, key: object, default: Callable[[], Any] | None) -> Operat
             return value, stored
 
 
-def write_back(
-    space: Space, key: object, old: tuple[bytes, bytes], value: object, expiry: Expiry | None
-) -> Operation[None]:
+def write_back(space: Space, key: object, old: tuple[bytes, bytes], value: object, expiry: Expiry | None) -> Operation[None]:
     """Store `value` for a key that is held, unless that changes nothing."""
     new = space.values.encode(value)
     if new == old and expiry is None:

@@ -95,9 +95,7 @@ class Lane:
         self.slot = None
         self.connection.close()
 
-    def execute(
-        self, statement: Rendered, params: tuple[bytes | None, ...], *, inside: bool = False
-    ) -> Rows:
+    def execute(self, statement: Rendered, params: tuple[bytes | None, ...], *, inside: bool = False) -> Rows:
         """Execute one statement and return its rows; `inside` a transaction nothing is prepared, as that could fail."""
         pgconn = self.pgconn
         named = new = False

@@ -150,9 +150,7 @@ class Session:
         finally:
             self.source.give(lane)
 
-    def _again(
-        self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error, deadline: float
-    ) -> Rows:
+    def _again(self, rendered: Rendered, params: tuple[bytes | None, ...], error: psycopg.Error, deadline: float) -> Rows:
         """Repeat a statement that surely changed nothing, until the time is up."""
         pause = 0.001
         while True:

@@ -185,7 +185,7 @@ def _check_columns(connection: Connection, options: Options, table: str) -> Orde
         raise ConfigError(f"table {table} is no dictionary: it lacks {', '.join(wrong)}")
     collation = columns["key"][1]
     if collation not in ("C", "POSIX", "ucs_basic"):
-        raise ConfigError(f"table {table} has collation {collation!r} on its key, where ranges need \"C\"")
+        raise ConfigError(f'table {table} has collation {collation!r} on its key, where ranges need "C"')
     return "insertion" if columns.get("seq", ("",))[0] == "bigint" else "key"
 
 
