@@ -21,7 +21,7 @@ from pgdict.codecs import MAX_VALUE_SIZE, Codec, Values
 from pgdict.dumps import Stored
 from pgdict.dumps import read as read_dump
 from pgdict.dumps import write as write_dump
-from pgdict.errors import ConfigError, PgDictError
+from pgdict.errors import ConfigError, PgDictError, QueryFailed
 from pgdict.fingerprint import name_of
 from pgdict.keys import MAX_KEY_LENGTH, Keys, lock_number
 from pgdict.memo import Memoizer, memoize
@@ -557,9 +557,10 @@ class PgDict(Counted, MutableMapping[K, V]):
     def set_many(self, items: Mapping[K, V] | Iterable[tuple[K, V]], ttl: Ttl = DEFAULT, *, progress: bool = False) -> None:
         """Store the pairs of a mapping or an iterable, all or nothing, whatever their number.
 
-        Up to some 16 MB are one statement; more are copied into a temporary table and merged in one transaction. The iterable
-        is read lazily, and never while a statement runs, so it may use this dictionary. Of equal keys the last value counts,
-        in the place of the first.
+        Up to some 16 MB are one statement; more are copied into a temporary table and merged in one transaction. From 10,000
+        pairs on a transaction of a few statements first tries to copy them straight into the table, which it can when none of
+        its keys lie among them. The iterable is read lazily, and never while a statement runs, so it may use this dictionary.
+        Of equal keys the last value counts, in the place of the first.
 
         Args:
             items: the pairs.
@@ -575,13 +576,25 @@ class PgDict(Counted, MutableMapping[K, V]):
         lifetime = expiry(self._space, ttl)
         buffers = many.buffers(self._space, pairs)
         first, more = next(buffers)
+        number = len(first)
         if more:
-            staged = chain(((first, more),), buffers)
-            del first  # one buffer at a time is enough to hold
+            staged = chain(iter([(first, more)]), buffers)  # an iterator, which lets go of what it has yielded
+            del first
             with self._session.transaction():
                 self._session.run(many.set_staged(f"pgdict_stage_{secrets.token_hex(8)}", staged, lifetime))
-        else:
-            self._session.run(many.set_buffer(self._space, first, lifetime))
+        elif number < many.PLENTY or not self._copied(first, lifetime):
+            self._session.run(many.set_buffer(first, lifetime))
+        self._session.run(one.sweep_two(self._space, lifetime, number))
+
+    def _copied(self, buffer: many.Buffer, lifetime: Expiry) -> bool:
+        """Copy many pairs into the table, unless some of the keys may be there."""
+        try:
+            with self._session.transaction():
+                return self._session.run(many.copy_new(self._space, buffer, lifetime))
+        except QueryFailed as error:
+            if error.sqlstate not in many.LOST_RACE:
+                raise
+            return False
 
     def delete_many(self, keys: Iterable[K]) -> int:
         """Remove those keys that are there, and return how many were. One statement, atomic, for each 5,000 keys.

@@ -394,6 +394,20 @@ MAY_READ_NUMBER = Statement("SELECT has_sequence_privilege({sequence}, 'SELECT')
 
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 
+# Whether no key lies between $1 and $2, and then what COPY needs: when $3 rows will expire, and their numbers. An int8[] holds
+# each as COPY's binary format has it. A table without tags is left to SET_MANY.
+RESERVE = Statement(
+    """
+    SELECT free, {expiry:4}, CASE WHEN free THEN (SELECT array_agg({number}) FROM generate_series(1, $3::bigint)) END
+    FROM (
+        SELECT {tagged} AND NOT EXISTS (SELECT FROM {table} AS t WHERE t.key BETWEEN $1::text AND $2::text) AS free
+    ) AS t
+    WHERE {durable}
+    """
+)
+
+COPY_NEW = Statement("COPY {table} (key, value, codec, expires_at {seq_column}) FROM STDIN (FORMAT binary)", copies=True)
+
 # Rows are numbered as they arrive, so that one sort by key finds the last value and the first place of each.
 STAGE = Statement('CREATE TEMPORARY TABLE {stage} (key text COLLATE "C", value bytea, codec text, place bigint {place})')
 
@@ -753,10 +767,12 @@ def _words(layout: Layout) -> dict[str, object]:
         "codec_batch": "tag," if tagged else "",
         "codec_set": "codec = $3::text," if tagged else "",
         "codec_replaced": "codec = excluded.codec," if tagged else "",
+        "tagged": "TRUE" if tagged else "FALSE",
         "counts": "t.codec = 'int'" if tagged else "TRUE",
         "oid": _oid(layout.table),
         "sequence": _oid(layout.sequence),
         "sequence_name": layout.sequence,
+        "number": f"nextval({_oid(layout.sequence)})" if seq else "NULL::bigint",
         "seq_column": ", seq" if seq else "",
         "seq_batch": ", s" if seq else "",
         "seq_numbered": f", nextval({_oid(layout.sequence)}) AS s" if seq else "",

@@ -129,8 +129,18 @@ _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = struct.pack("!h", -1)
 
 
-def copy_block(*columns: Collection[bytes]) -> bytes:
-    """Return columns of equal length as the data of a binary COPY."""
-    fields = chain.from_iterable((_lengths(column), column) for column in columns)
+def copy_block(*columns: Collection[bytes] | None) -> bytes:
+    """Return columns of equal length as the data of a binary COPY; None is one of NULLs."""
+    fields = chain.from_iterable((repeat(_NULL_LENGTH),) if c is None else (_lengths(c), c) for c in columns)
     rows = zip(repeat(struct.pack("!h", len(columns))), *fields)
     return _joined(chain((_COPY_HEADER,), chain.from_iterable(rows), (_COPY_TRAILER,)))
+
+
+def int8_of(array: bytes, place: int) -> bytes:
+    """Return one bigint of an array without NULLs.
+
+    >>> int8_of(_ARRAY.pack(1, 0, 20, 1, 1) + _LENGTH.pack(8) + int8(5), 0) == int8(5)
+    True
+    """
+    at = _ARRAY.size + 12 * place + 4
+    return array[at : at + 8]

@@ -21,6 +21,7 @@ from psycopg_pool import ConnectionPool
 
 from pgdict import PgDict
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
+from pgdict.operations import many as batches
 
 Dict = PgDict[Any, Any]
 
@@ -202,8 +203,10 @@ def fight(d: Dict, me: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("rounds", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", ["insertion", "key"])
-def test_no_deadlock(database: str, rounds: int, order: Any) -> None:
+@pytest.mark.parametrize("plenty", [10, batches.PLENTY], ids=["copied", "inserted"])
+def test_no_deadlock(database: str, rounds: int, order: Any, plenty: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches, deletes, clears and sweeps over the same keys in opposite orders never deadlock, by the server's own count."""
+    monkeypatch.setattr(batches, "PLENTY", plenty)
     with (
         PgDict[Any, Any](database, table="fight", order=order, max_size=12) as d,
         PgDict[Any, Any](database, table="fight", max_size=12) as other,

@@ -276,8 +276,9 @@ class Fleet:
 
 @pytest.fixture(params=["insertion", "key"])
 def fleet(request: pytest.FixtureRequest, server_url: str, table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    """Handles of all kinds on one table; buffers are so small here that sets of a few pairs are staged."""
-    monkeypatch.setattr(many, "BUFFER", 600)
+    """Handles of all kinds on one table; buffers are so small here that sets of a few pairs are copied, or staged."""
+    monkeypatch.setattr(many, "PLENTY", 2)
+    monkeypatch.setattr(many, "BUFFER", 1_000)
     with ExitStack() as stack:
         root = stack.enter_context(Handle(server_url, table=table, order=request.param, max_size=2))
         second = stack.enter_context(Handle(server_url, table=table, max_size=2, cleanup="manual"))

@@ -295,8 +295,8 @@ def test_buffers() -> None:
     assert list(buffer.items()) == [(b"b", (b"3", b"int")), (b"a", (b"2", b"int"))]
     assert not more
     assert list(many.buffers(SPACE, ())) == [({}, False)]
-    assert Played(many.set_buffer(SPACE, {}, NEVER)).asked == []
-    size = many.BUFFER // 4
+    assert Played(many.set_buffer({}, NEVER)).asked == []
+    size = many.BUFFER // 12
     staged = [(len(buffer), more) for buffer, more in many.buffers(SPACE, ((n, bytes(size)) for n in range(10)))]
     assert staged == [(4, True), (4, True), (2, False)]
 

@@ -30,6 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PROBE", 3)
     monkeypatch.setattr(pages, "CHUNK", 5)
     monkeypatch.setattr(many, "BUFFER", 4_000)
+    monkeypatch.setattr(many, "PLENTY", 5)
 
 
 @pytest.fixture(params=["insertion", "key"])

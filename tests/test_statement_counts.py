@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 
 from pgdict import ABSENT, PgDict
 from pgdict.operations import many
-from pgdict.operations.many import BATCH
+from pgdict.operations.many import BATCH, PLENTY
 from pgdict.operations.pages import ROWS
 
 Dictionary = PgDict[Any, Any]
@@ -240,7 +240,7 @@ def test_lengths(wire: Wire) -> None:
         assert len(view) == 10
 
 
-@pytest.mark.parametrize("number", [1, 1_000, 10_000])
+@pytest.mark.parametrize("number", [1, 1_000, PLENTY - 1])
 def test_updates(wire: Wire, number: int) -> None:
     """`update` with thousands of pairs, from whatever, is one statement; with none it is none."""
     pairs = [(f"k{n}", "x" * 100) for n in range(number)]
@@ -252,9 +252,16 @@ def test_updates(wire: Wire, number: int) -> None:
     assert wire.count(lambda d: d.update()) == wire.count(lambda d: d.update({})) == 0
 
 
+def test_updates_with_new_keys(wire: Wire) -> None:
+    """From 10,000 pairs on they are copied when all are new: one COPY for each 10,000, and three statements around them."""
+    pairs = [(f"k{n}", "x" * 100) for n in range(2 * PLENTY)]
+    assert wire.count(lambda d: d.update(pairs)) == 2 + len(["BEGIN", "SELECT", "COMMIT"])
+    assert wire.count(lambda d: d.update(pairs)) == len(["BEGIN", "SELECT", "COMMIT", "INSERT"])
+
+
 def test_large_updates(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond one buffer it is one COPY for each, within a transaction."""
-    monkeypatch.setattr(many, "BUFFER", 2**20)
+    monkeypatch.setattr(many, "BUFFER", 3 * 2**20)
     statements = wire.count(lambda d: d.update((n, bytes(2**18)) for n in range(10)))
     assert statements == 3 + len(["BEGIN", "CREATE", "INSERT", "DROP", "COMMIT"])
 

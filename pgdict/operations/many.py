@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -12,16 +12,21 @@ from pgdict import statements as sql
 from pgdict import wire
 from pgdict.errors import InvalidValue
 from pgdict.keys import UnsupportedKey
-from pgdict.operations.one import sweep_two
 from pgdict.operations.space import Bounds, Expiry, Operation, Rows, Space, amount
 
 BATCH = 5_000
 """Keys asked for, or deleted, by one statement."""
 SWEEP = 10_000
 """Expired rows removed by one statement."""
-BUFFER = 16 * 1024 * 1024
-"""Bytes of keys and values that are collected before they are sent."""
-_ROW_OVERHEAD = 200  # Python's own bytes for a key and a value, so that many tiny rows stay within the buffer, too
+BUFFER = 60_000_000
+"""Bytes of memory that a buffer of pairs may take together with the statement that stores it."""
+PLENTY = 10_000
+"""Pairs from which on it is worth asking whether all are new, and can be copied; and pairs that go into one COPY."""
+_ROW = 250  # of Python's own for a pair
+_COPIES = 3  # of its keys and values: in the buffer, in the statement, and in libpq's
+
+LOST_RACE = {"23505", "40P01", "40001"}
+"""Somebody else has stored one of the keys, a deadlock, a serialization failure: the one statement can deal with these."""
 
 Buffer = dict[bytes, tuple[bytes, bytes]]
 Entries = dict[bytes, tuple[bytes, bytes, datetime | None]]
@@ -108,7 +113,7 @@ def buffers(space: Space, pairs: Iterable[tuple[object, object]]) -> Iterator[tu
         stored = encode_key(key)
         encoded = encode_value(value)
         buffer[stored] = encoded
-        size += len(stored) + len(encoded[0]) + _ROW_OVERHEAD
+        size += _ROW + _COPIES * (len(stored) + len(encoded[0]))
     yield buffer, False
 
 
@@ -127,7 +132,7 @@ def entry_buffers(space: Space, entries: Iterable[tuple[Any, bytes, bytes, datet
             raise InvalidValue(f"key {key!r} is stored with codec {codec.decode()!r}, which this dictionary does not read")
         stored = space.keys.encode(key)
         buffer[stored] = value, codec, moment
-        size += len(stored) + len(value) + _ROW_OVERHEAD
+        size += _ROW + _COPIES * (len(stored) + len(value))
         if size > BUFFER:
             yield buffer
             buffer, size = {}, 0
@@ -145,25 +150,47 @@ def set_entries(entries: Entries) -> Operation[None]:
         )
 
 
-def set_buffer(space: Space, buffer: Buffer, expiry: Expiry) -> Operation[None]:
+def _columns(rows: Collection[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]]:
+    """Return values and codecs apart: `zip(*rows)` would make an iterator for each row, at three times the cost."""
+    return [value for value, _ in rows], [codec for _, codec in rows]
+
+
+def set_buffer(buffer: Buffer, expiry: Expiry) -> Operation[None]:
     """Store what one buffer holds, in one statement."""
     if buffer:
-        values, codecs = zip(*buffer.values(), strict=True)
-        params = (wire.text_array(buffer), wire.bytea_array(values), wire.text_array(codecs), *expiry)
-        yield sql.SET_MANY, params
-        yield from sweep_two(space, expiry, len(buffer))
+        values, codecs = _columns(buffer.values())
+        yield sql.SET_MANY, (wire.text_array(buffer), wire.bytea_array(values), wire.text_array(codecs), *expiry)
+
+
+def copy_new(space: Space, buffer: Buffer, expiry: Expiry) -> Operation[bool]:
+    """Copy what one buffer holds straight into the table, inside a transaction; return False where that cannot be.
+
+    It cannot when any key lies among those of the buffer. Rows are written in the order of their keys, as by every batch; a
+    key that others store meanwhile is an error, see `LOST_RACE`.
+    """
+    keys = list(buffer)
+    places = sorted(range(len(keys)), key=keys.__getitem__)
+    ((free, moment, numbers),) = yield sql.RESERVE, (keys[places[0]], keys[places[-1]], wire.int8(len(keys)), *expiry)
+    if free != wire.TRUE:
+        return False
+    for start in range(0, len(places), PLENTY):
+        some = places[start : start + PLENTY]
+        stored = [keys[place] for place in some]
+        values, codecs = _columns([buffer[key] for key in stored])
+        expires = moment and [moment] * len(some)
+        seq = ([wire.int8_of(numbers, place) for place in some],) if space.order == "insertion" else ()
+        yield sql.COPY_NEW, (wire.copy_block(stored, values, codecs, expires, *seq),)
+    return True
 
 
 def set_staged(stage: str, staged: Iterator[tuple[Buffer, bool]], expiry: Expiry) -> Operation[None]:
     """Store what `buffers` yields through the temporary table `stage`, inside a transaction."""
     create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
     yield create, ()
-    for block in map(_copy_block, staged):
-        yield copy, (block,)
+    for buffer, _ in staged:
+        rows = iter(buffer.items())
+        while some := dict(islice(rows, PLENTY)):
+            yield copy, (wire.copy_block(some, *_columns(some.values())),)
+        del buffer, rows  # before the next one is filled
     yield merge, expiry
     yield drop, ()
-
-
-def _copy_block(staged: tuple[Buffer, bool]) -> bytes:
-    buffer, _ = staged
-    return wire.copy_block(buffer, *zip(*buffer.values(), strict=True))

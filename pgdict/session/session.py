@@ -101,6 +101,7 @@ class Session:
                 except PgDictError as error:
                     statement, params = operation.throw(error)
                 else:
+                    del params  # which may be large, as the next ones may be
                     statement, params = operation.send(rows)
         except StopIteration as stop:
             result: T = stop.value
