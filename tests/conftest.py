@@ -66,3 +66,10 @@ def d(server_url: str, table: str) -> Iterator[PgDict[Any, Any]]:
     """A new dictionary."""
     with PgDict[Any, Any](server_url, table=table) as new:
         yield new
+
+
+@pytest.fixture(params=["insertion", "key"])
+def either(request: pytest.FixtureRequest, server_url: str, table: str) -> Iterator[PgDict[Any, Any]]:
+    """A new dictionary in either order."""
+    with PgDict[Any, Any](server_url, table=table, order=request.param) as new:
+        yield new

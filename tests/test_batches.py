@@ -24,13 +24,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(many, "PLENTY", 10)
 
 
-@pytest.fixture(params=["insertion", "key"])
-def either(request: pytest.FixtureRequest, server_url: str, table: str) -> Iterator[D]:
-    """A dictionary in either order."""
-    with D(server_url, table=table, order=request.param) as new:
-        yield new
-
-
 @pytest.fixture
 def other(server_url: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection of somebody else."""
