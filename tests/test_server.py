@@ -208,6 +208,21 @@ def test_default_location(monkeypatch: pytest.MonkeyPatch) -> None:
         locate()
 
 
+@needs_root
+@pytest.mark.parametrize("environment", [{}, {"HOME": ""}], ids=["unset", "empty"])
+def test_no_home(environment: dict[str, str]) -> None:
+    """A user without a home directory, as in a container, is told to name a location."""
+    script = (
+        "import os, platformdirs, pgdict\n"
+        "os.setuid(54321)\n"
+        "try: pgdict.PgDict()\n"
+        "except pgdict.ConfigError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True).stdout
+    assert "home directory" in told
+    assert "PGDICT_URL" in told
+
+
 @pytest.mark.parametrize(
     ("conninfo", "masked"),
     [

