@@ -358,6 +358,9 @@ class PgDict(Counted, MutableMapping[K, V]):
 
     __copy__ = copy  # `copy.copy(d)`, as of a dict
 
+    def __deepcopy__(self, memo: object, /) -> dict[K, V]:
+        return self.copy()  # its values are new already
+
     def move_to_end(self, key: K, last: bool = True) -> None:
         """Move `key` to the end, or with `last=False` to the beginning, as `OrderedDict.move_to_end`. Atomic, one statement.
 

@@ -447,7 +447,8 @@ class MappingContract:
         """`copy`, `dict(d)`, `{**d}` and the like are plain dicts of their own."""
         model = self.filled(d, "cab")
         expected = list(sorted(model.items()) if self.by_key else model.items())
-        for copied in (d.copy(), copy.copy(d), dict(d), {**d}, dict(d.items()), {} | d, (lambda **items: items)(**d)):
+        merged = ({**d}, {} | d, (lambda **items: items)(**d))
+        for copied in (d.copy(), copy.copy(d), copy.deepcopy(d), dict(d), dict(d.items()), *merged):
             assert type(copied) is dict
             assert list(copied.items()) == expected
         d.copy().clear()
