@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import code
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -56,6 +57,7 @@ def _ipython(names: dict[str, Any], banner: str) -> None:
 
 def _python(names: dict[str, Any], banner: str) -> None:
     """Run Python's own prompt, with its history and completion."""
+    os.environ["PYTHON_BASIC_REPL"] = "1"  # or Python 3.13 would keep the history of its new prompt, which `code` does not use
     with suppress(ImportError, AttributeError):
         sys.__interactivehook__()
         import readline
