@@ -136,15 +136,24 @@ def _name(kind: type) -> str:
     """Return the name of a class that lasts; in numpy, pandas and pathlib it has moved between modules."""
     if "<" in kind.__qualname__:
         raise Unsupported(f"class {kind.__qualname__} inside a function has no name that lasts")
-    module = kind.__module__.partition(".")[0]
-    return f"{module if module in ('numpy', 'pandas', 'pathlib') else kind.__module__}.{kind.__qualname__}"
+    package = kind.__module__.partition(".")[0]
+    return f"{package if package in ('numpy', 'pandas', 'pathlib') else _module(kind)}.{kind.__qualname__}"
+
+
+def _module(thing: Any) -> str | None:
+    """Return the module of a class or function: that of `python -m` by its own name, else a script as `__main__`."""
+    module: str | None = getattr(thing, "__module__", None)
+    if module not in ("__main__", "__mp_main__"):  # the latter is what multiprocessing makes of the former
+        return module
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else "__main__"
 
 
 def _writer(value: Any, kind: type) -> Callable[[Any, bool], str]:
     if isinstance(value, enum.Flag):
         return lambda flag, _: f"{_name(kind)}({int(flag.value)})"
     if isinstance(value, enum.Enum):
-        return lambda member, _: f"{_name(kind)}.{member.name}"
+        return lambda member, _: f"{_name(kind)}.{member._name_}"
     if isinstance(value, type):
         return lambda cls, _: f"<class {_name(cls)}>"
     if dataclasses.is_dataclass(value):
@@ -279,20 +288,19 @@ def name_of(function: Callable[..., Any]) -> str:
     of its source is added: edited, it is another function.
 
     Raises:
-        ValueError: a lambda, or a function inside another one, which has no name of its own.
+        ValueError: a lambda, or a function inside another one, which has no name of its own; a bound method, whose object
+            is no part of its name.
     """
-    module, name = getattr(function, "__module__", None), shown(function)
+    module, name = _module(function), shown(function)
     if "<" in name or module is None or not hasattr(function, "__qualname__"):
         raise ValueError(f"{name} has no name that lasts: give memoize a name=")
-    if module not in ("__main__", "__mp_main__"):  # the latter is what multiprocessing makes of the former
+    if inspect.ismethod(function):
+        raise ValueError(f"{name} is bound to an object that its name does not tell: give memoize a name=")
+    if module != "__main__":
         return f"{module}.{name}"
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:  # python -m
-        return f"{spec.name}.{name}"
     try:
         source = inspect.getsource(inspect.unwrap(function))
     except (OSError, TypeError):
         raise ValueError(f"the source of {name} is not to be found: give memoize a name=") from None
     digest = blake2b(source.encode(), digest_size=5).hexdigest()
-    return f"{Path(getattr(main, '__file__', '') or 'notebook').stem}.{name}@{digest}"
+    return f"{Path(getattr(sys.modules['__main__'], '__file__', '') or 'notebook').stem}.{name}@{digest}"

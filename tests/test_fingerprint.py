@@ -44,6 +44,15 @@ class Size(enum.IntEnum):
     SMALL = 1
 
 
+class Alike(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+    @enum.property
+    def name(self) -> str:
+        return "alike"
+
+
 class Mode(enum.Flag):
     READ = 1
     WRITE = 2
@@ -98,6 +107,7 @@ ALL_DIFFERENT: list[Any] = [
     *(range(0), range(1), range(2), range(0, 4, 2), range(0, 5, 3), range(10**30), slice(1), slice(0, 1), slice(None)),
     *(Color.RED, Color.GREEN, Hue.RED, Size.SMALL, Mode.READ, Mode.WRITE, Mode.READ | Mode.WRITE, Mode(0)),
     *(Loose(0), Loose(1), Loose(2), Loose(16), Loose(18), int, float, Color, Point),
+    *(Alike.ONE, Alike.TWO),
     *(Point(1, 2), Point(2, 1), Point(1, [2]), Place(1, 2), Pair(1, 2), Pair(2, 1), {"x": 1, "y": 2}, Point(Point(1, 2), 3)),
     *(PurePosixPath("a"), PurePosixPath("a/b"), PurePosixPath("1")),
 ]
@@ -539,12 +549,14 @@ def module_function() -> None: ...
 class Owner:
     def method(self) -> None: ...
 
+    @classmethod
+    def made(cls) -> None: ...
+
 
 def test_names_of_functions() -> None:
     """A function of a module is called after its place there; what has none needs a name."""
     assert name_of(module_function) == f"{__name__}.module_function"
     assert name_of(Owner.method) == f"{__name__}.Owner.method"
-    assert name_of(Owner().method) == f"{__name__}.Owner.method"
     assert name_of(len) == "builtins.len"
 
     def inner() -> None: ...
@@ -554,19 +566,26 @@ def test_names_of_functions() -> None:
             name_of(nameless)
 
 
+@pytest.mark.parametrize("bound", [Owner().method, Owner.made])
+def test_bound_methods_have_no_name(bound: Callable[..., Any]) -> None:
+    """The name of a bound method is the same for all objects and classes, whose results would be mixed up."""
+    with pytest.raises(ValueError, match=r"Owner\.\w+ is bound to an object .*name="):
+        name_of(bound)
+
+
 SCRIPT = """
 import multiprocessing
-from pgdict.fingerprint import name_of
+from pgdict.fingerprint import key_of, name_of
 def f(): return {value}
 class C:
     def f(self): return f()
-def tell(_=None): return name_of(f)
+def tell(): return name_of(f), key_of((C,))
 if __name__ == "__main__":
-    names = [name_of(f), name_of(C.f)]
+    names = [*tell(), name_of(C.f)]
     if {spawn}:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            names += pool.map(tell, [0])
-    print(*names)
+            names += pool.apply(tell)
+    print(*names, sep="\\n")
 """
 
 
@@ -574,19 +593,19 @@ def names(path: Path, value: int, *, module: bool = False, spawn: bool = False) 
     path.write_text(SCRIPT.format(value=value, spawn=spawn))
     arguments = ["-m", path.stem] if module else [str(path)]
     run = subprocess.run([sys.executable, *arguments], cwd=path.parent, capture_output=True, text=True, check=True)
-    return run.stdout.split()
+    return run.stdout.splitlines()
 
 
 def test_names_in_scripts(tmp_path: Path) -> None:
     """In a script the name follows the function's own source, and is the same in the processes that the script spawns."""
-    function, method, spawned = names(tmp_path / "one.py", 1, spawn=True)
-    assert spawned == function
+    function, of_class, method, *spawned = names(tmp_path / "one.py", 1, spawn=True)
+    assert spawned == [function, of_class]
     assert function.startswith("one.f@")
     assert method.startswith("one.C.f@")
-    assert names(tmp_path / "one.py", 2)[1] == method
+    assert names(tmp_path / "one.py", 2)[1:] == [of_class, method]
     assert names(tmp_path / "one.py", 2)[0] != function
     assert names(tmp_path / "two.py", 1)[0] != function
-    assert names(tmp_path / "one.py", 1, module=True) == ["one.f", "one.C.f"]
+    assert names(tmp_path / "one.py", 1, module=True) == ["one.f", "(<class one.C>,)", "one.C.f"]
 
 
 CELLS = r"""
