@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
@@ -51,6 +51,11 @@ _computing: ContextVar[tuple[int, ...]] = ContextVar("pgdict_computing", default
 
 class Locks(Protocol):
     """Locks of the server's that are polled; see `session.locks`."""
+
+    @property
+    def leaders(self) -> dict[int, Any]:
+        """Who of this process asks for each lock, for all others of this process."""
+        ...
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until a lock of this process is freed."""
@@ -165,11 +170,22 @@ class _Counts:
     misses: int = 0
     waits: int = 0
     errors: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, what: str) -> None:
-        with self._lock:
+        with _counting:
             setattr(self, what, getattr(self, what) + 1)
+
+
+_counting = threading.Lock()
+
+
+def _forked() -> None:
+    global _counting
+    _counting = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +312,6 @@ class _Memo(Generic[P, R]):
     def __init__(self, session: Carrier, space: Space, function: Callable[P, R], options: Options) -> None:
         self.session, self.space, self.function, self.options = session, space, function, options
         self.counts = _Counts()
-        self.leaders: dict[int, _Flight] = {}
         self.shown = fingerprint.shown(function)
         make = options.key
         self.key: Callable[[tuple[Any, ...], dict[str, Any]], Any] = (
@@ -375,7 +390,7 @@ class _Memo(Generic[P, R]):
 
     def _fly(self, key: Any, number: int, found: _Found | None) -> Flow:
         """Compute under the lock, or wait for the result of whoever has it."""
-        flight = _Flight(self.session, self.leaders, number)
+        flight = _Flight(self.session, number)
         begin, pause = time.monotonic(), _FIRST_PAUSE
         try:
             while True:
@@ -474,9 +489,10 @@ class _Found:
 class _Flight:
     """One call's part in a computation that many want. One call of each process leads: it alone asks the server."""
 
-    def __init__(self, session: Carrier, leaders: dict[int, _Flight], number: int) -> None:
+    def __init__(self, session: Carrier, number: int) -> None:
         self._locks, self._timeout = session.locks, session.timeout
-        self._leaders, self._leader, self._number = leaders, self, number
+        self._leaders: dict[int, _Flight] = session.locks.leaders
+        self._leader, self._number = self, number
         self._connection: Any = None
         self._failing: float | None = None
         self._held = _computing.get()

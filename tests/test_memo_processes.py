@@ -201,6 +201,61 @@ def test_fork(d: D, server_url: str, table: str) -> None:
     assert child.split()[-1] == "5"
 
 
+FORKS_MEANWHILE = """
+import threading
+d = PgDict(url, table=table)
+begun, go = threading.Event(), threading.Event()
+
+@d.memoize(name="f")
+def f():
+    begun.set()
+    go.wait()
+    return os.getpid()
+
+computing = threading.Thread(target=f)
+computing.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    d["asked"] = True
+    os._exit(f() != os.getppid())
+while "asked" not in d:
+    time.sleep(0.01)
+time.sleep(0.1)
+go.set()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_fork_while_computing(d: D, server_url: str, table: str) -> None:
+    """A child that is forked while another thread computes waits for that result, and gets it."""
+    with program(FORKS_MEANWHILE, server_url, table) as process:
+        assert result(process) == "0"
+
+
+FORKS_COUNTING = """
+from pgdict import memo
+d = PgDict(url, table=table)
+
+@d.memoize(name="f")
+def f():
+    return 1
+
+f()
+with memo._counting:  # as another thread may hold it at that moment
+    child = os.fork()
+    if child == 0:
+        os._exit(f() != 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_fork_while_counting(d: D, server_url: str, table: str) -> None:
+    """A child that is forked while another thread counts a hit does not wait for that thread, which it has not."""
+    with program(FORKS_COUNTING, server_url, table) as process:
+        assert result(process) == "0"
+
+
 INTERRUPTED = """
 d = PgDict(url, table=table)
 
