@@ -650,6 +650,8 @@ SET_SEQUENCE = "SELECT setval(%s::regclass, %s)"
 FORBIDDEN = {"42501", "25006"}
 """What the server answers where rights or a standby forbid to write."""
 
+IS_DIRECT = "SELECT pg_backend_pid() = %s"
+
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 
 UNLOCK = "SELECT pg_advisory_unlock(%s)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import shutil
 import signal
 import socket
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -158,3 +161,88 @@ class Proxy:
         self._listener.close()
         self.cut()
         self.open()
+
+
+class Pooler:
+    """A pooler in transaction mode, as PgBouncer: each transaction has the connection to the server that was freed last."""
+
+    def __init__(self, url: str, size: int = 3) -> None:
+        self._url, self._free = url, queue.LifoQueue[tuple[psycopg.Connection[Any], socket.socket]]()
+        for _ in range(size):
+            self._connect()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"postgresql://pooled@127.0.0.1:{self._listener.getsockname()[1]}/pooled?sslmode=disable&gssencmode=disable"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _connect(self) -> None:
+        connection = psycopg.connect(self._url, autocommit=True)
+        server = socket.socket(fileno=os.dup(connection.fileno()))
+        server.setblocking(True)
+        self._free.put((connection, server))
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError, EOFError):
+            _exactly(client, int.from_bytes(_exactly(client, 4)) - 4)
+            settings = b"client_encoding\0UTF8\0", b"server_encoding\0UTF8\0"
+            words = [(b"R", bytes(4)), *((b"S", setting) for setting in settings), (b"K", bytes(8)), (b"Z", b"I")]
+            client.sendall(b"".join(kind + (len(word) + 4).to_bytes(4) + word for kind, word in words))
+            while self._transaction(client):
+                pass
+
+    def _transaction(self, client: socket.socket) -> bool:
+        """Carry one transaction; afterwards, tell whether the client goes on. A client that vanishes inside ends it."""
+        first = _message(client)
+        if first[:1] == b"X":
+            return False
+        connection, server = self._free.get(timeout=5)
+        request, state = first, b""
+        try:
+            while state != b"I":
+                server.sendall(request)
+                if request[:1] in b"QS":  # a query, or the end of a request
+                    answer = b""
+                    while answer[:1] != b"Z":
+                        answer = _message(server)
+                        client.sendall(answer)
+                    state = answer[5:]
+                if state != b"I":
+                    request = _message(client)
+                    if request[:1] == b"X":
+                        raise EOFError
+        except BaseException:
+            server.close()
+            connection.close()
+            self._connect()
+            raise
+        self._free.put((connection, server))
+        return True
+
+    def close(self) -> None:
+        """End."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        while not self._free.empty():
+            connection, server = self._free.get()
+            server.close()
+            connection.close()
+
+
+def _message(source: socket.socket) -> bytes:
+    head = _exactly(source, 5)
+    return head + _exactly(source, int.from_bytes(head[1:]) - 4)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        if not (more := source.recv(size - len(data))):
+            raise EOFError
+        data += more
+    return data

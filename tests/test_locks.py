@@ -11,7 +11,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from processes import at_once, program, result, said
+from cluster import Pooler
+from processes import at_once, eventually, program, result, said
 
 from pgdict import ConnectionFailed, LockTimeout, PgDict, PgDictError
 
@@ -280,3 +281,44 @@ def test_inside_transaction(d: PgDict[Any, Any], other: PgDict[Any, Any]) -> Non
     with d.snapshot() as then, then.lock("name"):
         assert taken(other)
     assert not taken(other)
+
+
+@pytest.fixture
+def pooler(server_url: str) -> Iterator[Pooler]:
+    """A pooler in transaction mode."""
+    own = Pooler(server_url)
+    yield own
+    own.close()
+
+
+def test_pooler(pooler: Pooler, table: str) -> None:
+    """Behind a pooler that shares connections between transactions a lock has one holder, too, and leaves nothing behind."""
+    with PgDict[Any, Any](pooler.url, table=table) as d, PgDict[Any, Any](pooler.url, table=table) as other:
+        for holder, waiter in [(d, other), (other, d)]:
+            with holder.lock("name"), holder.lock("another"):
+                holder["n"] = 1
+                assert taken(waiter)
+                assert taken(waiter, "another")
+                with waiter.lock("third"):
+                    assert at_once(lambda: taken(d, "third"), lambda: taken(other, "third")) == [True, True]
+            assert not taken(waiter)
+        with pytest.raises(ConnectionFailed, match="lost"), d.lock("name"):
+            d.close()
+            assert eventually(lambda: not taken(other))
+        with other.lock("another"), other.semaphore("s", 2), other.semaphore("s", 2):
+            assert at_once(lambda: taken(other, "s", 2)) == [True]
+
+
+def test_pooler_memoize(pooler: Pooler, table: str) -> None:
+    """Behind such a pooler one computes for all."""
+    with PgDict[Any, Any](pooler.url, table=table) as d, PgDict[Any, Any](pooler.url, table=table) as other:
+        calls = []
+
+        def compute(n: int) -> int:
+            calls.append(n)
+            time.sleep(0.05)
+            return n
+
+        one, two = (each.memoize(name="f")(compute) for each in (d, other))
+        assert at_once(*[lambda: sum(map(one, range(5))), lambda: sum(map(two, range(5)))] * 3) == [10] * 6
+        assert sorted(calls) == list(range(5))
