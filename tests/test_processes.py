@@ -279,7 +279,7 @@ def test_pickle(server_url: str, table: str) -> None:
             assert type(copy) is Custom
             assert copy["b"] == "no b"
             assert d == copy == {"a": [1]}
-            assert 59 < (copy.ttl("a") or 0) <= 60
+            assert 50 < (copy.ttl("a") or 0) <= 60
             assert repr(copy) == repr(d)
             with pytest.raises(TypeError, match="json"):
                 copy["c"] = {1}
