@@ -736,8 +736,8 @@ class PgDict(Counted, MutableMapping[K, V]):
     def lock(self, name: str, *, timeout: float | None = None) -> AbstractContextManager[None]:
         """Hold the lock `name` for the block: nobody else does, in any thread, process or machine.
 
-        The server frees it when the holder dies. It belongs to this dictionary or namespace, and to the thread. It is held on a
-        connection of its own, which must not go through a pooler that shares connections between transactions.
+        The server frees it when the holder dies. It belongs to this dictionary or namespace, and to the thread. All locks of a
+        process are held on one connection of their own, which a pooler keeps for it meanwhile.
 
         Args:
             name: any text.
@@ -798,7 +798,8 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         Args:
             ttl: seconds that a result lives, or a function of the result; None is for ever.
-            name: what the results are stored under; needed for lambdas and functions inside others.
+            name: what the results are stored under; needed for lambdas, functions inside others, and what is typed at the
+                prompt of a Python before 3.13.
             key: makes the key from the arguments instead.
             ignore: parameters that do not count, such as `("self",)`.
             version: part of the name: change it with the meaning of the results.

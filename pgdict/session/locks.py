@@ -2,6 +2,9 @@
 
 The server counts the locks of a connection, not of a thread, so the threads of this process first agree among themselves. The
 connection is polled and never waits, so any number of threads can hold and want locks over it.
+
+A pooler (PgBouncer in transaction mode) may give each transaction another connection to the server. There a transaction stays
+open as long as anything is held, and keeps the one that holds it; should the holder die, the pooler closes it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from pgdict.errors import ConnectionFailed, LockTimeout, PgDictError
 from pgdict.session.failures import translating
 from pgdict.session.lane import stop
 from pgdict.session.sources import Connection
-from pgdict.statements import MARK, MARKS, TRY_LOCK, UNLOCK, UNMARK
+from pgdict.statements import IS_DIRECT, MARK, MARKS, TRY_LOCK, UNLOCK, UNMARK
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
@@ -43,6 +47,8 @@ class Locks:
     def forked(self) -> None:
         """Begin anew in a child process, which holds nothing."""
         self._connection: Connection | None = None
+        self._pooled = False
+        self._kept: list[object] = []  # what the connection holds: locks and marks
         self._asking = threading.Lock()
         self._mutex = threading.RLock()  # a Condition's own `with` might be torn by an interruption (Ctrl-C)
         self._changed = threading.Condition(self._mutex)
@@ -123,16 +129,33 @@ class Locks:
 
     def _try(self, number: int) -> Connection | None:
         connection = self._connected()
-        return connection if _answer(connection, TRY_LOCK, number) else None
+        self._keep(connection, number)
+        if _answer(connection, TRY_LOCK, number):
+            return connection
+        self._let_go(connection, number)
+        return None
 
     def _connected(self) -> Connection:
         if self._closed:
             raise PgDictError("this PgDict is closed")
         if self._connection is not None:
-            stop(self._connection)  # what was interrupted
+            _settle(self._connection)  # what was interrupted
         if self._connection is None or self._connection.closed:
-            self._connection = self._connect()
+            connection = self._connect()
+            self._pooled = not _answer(connection, IS_DIRECT, connection.info.backend_pid)
+            self._connection, self._kept = connection, []
         return self._connection
+
+    def _keep(self, connection: Connection, what: object) -> None:
+        self._kept.append(what)
+        if self._pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            connection.execute("BEGIN")
+
+    def _let_go(self, connection: Connection, what: object) -> None:
+        with suppress(ValueError):
+            self._kept.remove(what)
+        if self._pooled and not self._kept:
+            connection.execute("COMMIT")
 
     def release(self, number: int, connection: Connection | None) -> bool:
         """Free the lock and return whether it was still held."""
@@ -140,8 +163,10 @@ class Locks:
             with self._asking:
                 if connection is None or connection is not self._connection:  # it was lost, or is a forked child's parent's
                     return connection is not None and not connection.closed
-                stop(connection)
-                return _answer(connection, UNLOCK, number)
+                _settle(connection)
+                held = _answer(connection, UNLOCK, number)
+                self._let_go(connection, number)
+                return held
         except psycopg.Error:
             return False
         finally:
@@ -155,6 +180,7 @@ class Locks:
         """
         with self._asking, translating():
             connection = self._connected()
+            self._keep(connection, (*held, wanted))
             connection.execute(MARK, _halves(held, wanted))
             marks = connection.execute(MARKS).fetchall()
         reached = {_half(wanted)}
@@ -167,6 +193,7 @@ class Locks:
         with self._asking, suppress(psycopg.Error):
             if self._connection is not None:
                 self._connection.execute(UNMARK, _halves(held, wanted))
+                self._let_go(self._connection, (*held, wanted))
 
     def _forget(self, number: int) -> None:
         with self._mutex:
@@ -179,6 +206,13 @@ class Locks:
         with self._asking:
             if self._connection is not None:
                 self._connection.close()
+
+
+def _settle(connection: Connection) -> None:
+    """Leave no statement running, and no transaction in which nothing goes on: its end would strand what is held."""
+    stop(connection)
+    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+        connection.close()
 
 
 def _answer(connection: Connection, query: LiteralString, number: int) -> bool:
