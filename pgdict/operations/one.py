@@ -197,14 +197,13 @@ def take(space: Space, key: object, default: Any) -> Operation[Any]:
 
 def exchange(space: Space, key: object, value: object, default: Any, expiry: Expiry) -> Operation[Any]:
     """Store `value` and return the one it replaced, or `default`; a value that cannot be decoded stays."""
-    stored = space.keys.encode(key)
-    params = (stored, *space.values.encode(value), *expiry)
+    stored, data = space.keys.encode(key), space.values.encode(value)
     while True:
-        for live, old, codec in (yield sql.EXCHANGE, (*params, space.readable)):
+        for live, old, codec in (yield sql.EXCHANGE, (stored, *data, *expiry, space.readable)):
             yield from sweep_two(space, expiry)
             return space.values.decode(key, old, codec) if live == wire.TRUE else default
         yield from get(space, key, None)  # says so when the value cannot be read
-        if (yield sql.SET_NX, params):
+        if (yield from _born(space, stored, data, expiry)):
             return default
 
 
