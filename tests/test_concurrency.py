@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgdict import PgDict
+from pgdict import PgDict, QueryFailed
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
 from pgdict.operations import many as batches
 
@@ -116,6 +116,17 @@ def test_first_users_by_two_names(server_url: str, table: str) -> None:
             assert sum(pool.map(first, range(8))) == 1
         with PgDict[Any, Any](server_url, table=f"{table}_two") as d:
             d.drop()
+
+
+def test_type_of_that_name(server_url: str, table: str) -> None:
+    """A type that has the table's name is told as the server does: a table has a type, too."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE TYPE {table} AS ENUM ()".encode())
+        try:
+            with pytest.raises(QueryFailed, match=f'"{table}" already exists'):
+                PgDict[Any, Any](server_url, table=table)
+        finally:
+            connection.execute(f"DROP TYPE {table}".encode())
 
 
 def test_nobody_starves(d: Dict, server_url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.errors import DuplicateTable, UniqueViolation
+from psycopg.errors import DuplicateObject, DuplicateTable, UniqueViolation
 from psycopg.rows import tuple_row
 
 from pgdict import statements
@@ -95,7 +95,11 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
     if found is None:
         if not options.create:
             raise NoTable(f"table {'.'.join(options.names)!r} does not exist, and create is False")
-        _create(connection, options, default)
+        try:
+            _create(connection, options, default)
+        except DuplicateObject:  # the type that each table has: somebody has just made both, or it has nothing to do with this
+            if _find(connection, options) is None:
+                raise
         found = _find(connection, options)
         if found is None:
             raise ConfigError(f"table {'.'.join(options.names)!r} was created, but is not found: check the search_path")
