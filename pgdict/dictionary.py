@@ -825,12 +825,16 @@ class PgDict(Counted, MutableMapping[K, V]):
             LockTimeout: see `wait`.
         """
         lasting: Any = ttl
-        limits = (None if limit is None else seconds(limit) for limit in (refresh, stale, wait))
-        options = MemoOptions(lasting, key, ignore, typed, single_flight, *limits)
+        limits = {"refresh": refresh, "stale": stale, "wait": wait}
+        given = {what: None if limit is None else seconds(limit, what) for what, limit in limits.items()}
+        options = MemoOptions(lasting, key, ignore, typed, single_flight, **given)
 
         def decorate(function: Any) -> Any:
             if isinstance(function, staticmethod | classmethod):
                 return type(function)(decorate(function.__func__))
+            if not callable(function):
+                kind = type(function).__name__
+                raise TypeError(f"memoize decorates a function, not {kind}: {function!r} (@d.memoize() needs its parentheses)")
             own = (name or name_of(function)) + ("" if version is None else f"@{version}")
             return memoize(self._session, self.namespace("memo", own)._space, function, options)
 

@@ -215,8 +215,6 @@ class Options:
 
 def memoize(session: Carrier, space: Space, function: Callable[P, R], options: Options) -> Memoized[P, R]:
     """Return `function` with its results kept in `space`, which is its own."""
-    if not callable(function):
-        raise TypeError(f"memoize decorates a function, not {type(function).__name__}: {function!r}")
     either = function, getattr(type(function), "__call__", None)  # noqa: B004 - that of an object may be the coroutine function
     if any(map(inspect.isgeneratorfunction, either)) or any(map(inspect.isasyncgenfunction, either)):
         raise TypeError(

@@ -224,13 +224,24 @@ def test_wrong_options(d: D) -> None:
         {"wait": -1},
         {"ignore": ("nothing",)},
     ):
-        with pytest.raises(ValueError):  # noqa: PT011 - several messages
+        with pytest.raises(ValueError, match=list(wrong)[-1]):
             d.memoize(name="f", **wrong)(lambda: None)
     for wrong in ({"ttl": "1"}, {"ignore": "self"}, {"refresh": "1", "ttl": 2}):
         with pytest.raises(TypeError, match="str"):
             d.memoize(name="f", **wrong)(lambda: None)
     with pytest.raises(TypeError, match="decorates a function"):
         d.memoize(name="f")(3)  # type: ignore[arg-type]
+
+
+def test_forgotten_parentheses(d: D) -> None:
+    """The first call of a function under a bare `@d.memoize` says what is wrong."""
+
+    @d.memoize
+    def double(n: int) -> int:
+        return 2 * n
+
+    with pytest.raises(TypeError, match=r"decorates a function, not int: 3 \(.*parentheses"):
+        double(3)  # type: ignore[arg-type]
 
 
 def test_generators_are_refused(d: D) -> None:

@@ -101,13 +101,13 @@ def amount(name: str, number: int) -> int:
     return min(number, 2**63 - 1)
 
 
-def seconds(ttl: float | timedelta) -> float:
-    """Return a time to live in seconds, checked: positive, finite, and no more than a thousand years."""
+def seconds(ttl: float | timedelta, what: str = "a ttl") -> float:
+    """Return a time to live, or `what` it is, in seconds: positive, finite, and no more than a thousand years."""
     number = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"a ttl is a number of seconds, a timedelta or None, not {type(ttl).__name__}: {ttl!r}")
+        raise TypeError(f"{what} is a number of seconds, a timedelta or None, not {type(ttl).__name__}: {ttl!r}")
     if not 0 < number <= _LONGEST_TTL:  # a NaN neither
-        raise ValueError(f"a ttl lies above 0 seconds and within a thousand years, not {ttl!r}")
+        raise ValueError(f"{what} lies above 0 seconds and within a thousand years, not {ttl!r}")
     return max(number, 0.000_001)
 
 
