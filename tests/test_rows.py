@@ -415,11 +415,18 @@ def test_hostile_keys(d: Dict, raw: Raw) -> None:
 # Tables that are none ------------------------------------------------------------------------------------------------
 
 
+COLUMNS = """
+key text COLLATE "C" PRIMARY KEY, value bytea, codec text,
+expires_at timestamptz, created_at timestamptz, updated_at timestamptz
+"""
+
+
 def test_no_dictionary(server_url: str, table: str, raw: Raw) -> None:
     """A table, view or sequence that is no dictionary's is refused, and stays as it is."""
     for create, reason in (
         ("CREATE TABLE {} (id int PRIMARY KEY, name text)", "is no dictionary: it lacks key text, value bytea"),
         ("CREATE TABLE {} (key int, value bytea, codec text)", "it lacks key text"),
+        (f"CREATE TABLE {{}} ({COLUMNS}, seq bigint)", "has a column seq without a sequence of its own"),
         ("CREATE VIEW {} AS SELECT 1 AS key", "is no table"),
         ("CREATE SEQUENCE {}", "is no table"),
         ("CREATE MATERIALIZED VIEW {} AS SELECT 1 AS key", "is no table"),

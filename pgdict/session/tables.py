@@ -107,6 +107,8 @@ def open_table(connection: Connection, options: Options, *, default: Durability,
     if kind not in ("r", "p"):
         raise ConfigError(f"{schema}.{name} is no table")
     order = _check_columns(connection, options, f"{schema}.{name}")
+    if order == "insertion" and not sequence:
+        raise ConfigError(f"table {schema}.{name} has a column seq without a sequence of its own, as copies of tables have")
     _agree("order", options.order, order, f"{schema}.{name}")
     durability = _durability(options, persistence == "u", default, f"{schema}.{name}")
     layout = Layout(
