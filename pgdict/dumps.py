@@ -31,6 +31,7 @@ from pgdict.errors import DecodeError, InvalidValue
 from pgdict.keys import MAX_KEY_LENGTH, Keys
 
 _KEYS = Keys(max_length=MAX_KEY_LENGTH)
+_CHUNK = 2**20
 
 
 class Stored(NamedTuple):
@@ -93,12 +94,15 @@ def _reason(error: Exception) -> str:
 
 def _packed_records(file: BinaryIO) -> Iterator[Any]:
     """Yield the records of a stream of msgpack, whose own reader takes a torn last one for the end."""
-    records = msgpack.Unpacker(file, use_list=True, max_buffer_size=0)
-    end = 0
-    for record in records:
-        end = records.tell()
-        yield record if record is not None else ()
-    if end != os.fstat(file.fileno()).st_size:
+    records = msgpack.Unpacker(use_list=True, max_buffer_size=0)
+    size = end = 0
+    while chunk := file.read(_CHUNK):
+        size += len(chunk)
+        records.feed(chunk)
+        for record in records:
+            end = records.tell()
+            yield record if record is not None else ()
+    if end != size:
         raise ValueError("the file ends in the middle of it")
 
 

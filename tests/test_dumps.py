@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -226,6 +229,29 @@ def test_broken(d: PgDict[Any, Any], tmp_path: Path, suffix: str, content: bytes
     with pytest.raises(InvalidValue, match=message):
         d.load(file)
     assert d.copy() == {"a": 1}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pipes(d: PgDict[Any, Any], tmp_path: Path, suffix: str) -> None:
+    """A dump can be loaded from a pipe, whose size nobody knows."""
+    d.update({str(n): "x" * n for n in range(1000)})
+    file, pipe = tmp_path / f"dump{suffix}", tmp_path / f"pipe{suffix}"
+    d.dump(file)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()))
+    writer.start()
+    assert d.load(pipe) == 1000
+    writer.join()
+
+
+def test_dump_of_the_command(d: PgDict[Any, Any], server_url: str, table: str, tmp_path: Path) -> None:
+    """What `pgdict dump` writes, Python loads: also an int of more digits than it reads by default, which the command does."""
+    d["a"] = [10**5000]
+    file = tmp_path / "dump.jsonl"
+    subprocess.run([sys.executable, "-m", "pgdict", "dump", file, "--url", server_url, "--table", table], check=True)
+    d.clear()
+    assert d.load(file) == 1
+    assert d["a"] == [10**5000]
 
 
 def test_all_or_nothing(d: PgDict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,7 @@ def dump(d: D, file: Annotated[Path, typer.Argument(metavar="FILE")], json: Json
 
     With their expiry, as of one moment. The file is JSON lines, or msgpack when its name ends in .msgpack.
     """
+    sys.set_int_max_str_digits(sys.int_info.default_max_str_digits)  # the file is for Python, too
     write_number(d.dump(file, progress=sys.stderr.isatty()), json)
 
 
