@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,16 @@ class Pooler:
             _exactly(client, int.from_bytes(_exactly(client, 4)) - 4)
             settings = b"client_encoding\0UTF8\0", b"server_encoding\0UTF8\0"
             words = [(b"R", bytes(4)), *((b"S", setting) for setting in settings), (b"K", bytes(8)), (b"Z", b"I")]
-            client.sendall(b"".join(kind + (len(word) + 4).to_bytes(4) + word for kind, word in words))
-            while self._transaction(client):
+            client.sendall(b"".join(starmap(_packed, words)))
+            names: set[bytes] = set()
+            while self._transaction(client, names):
                 pass
 
-    def _transaction(self, client: socket.socket) -> bool:
-        """Carry one transaction; afterwards, tell whether the client goes on. A client that vanishes inside ends it."""
+    def _transaction(self, client: socket.socket, names: set[bytes]) -> bool:
+        """Carry one transaction; afterwards, tell whether the client goes on. A client that vanishes inside ends it.
+
+        As PgBouncer since 1.21, it does not forget the names of prepared statements with DEALLOCATE, and takes none twice.
+        """
         first = _message(client)
         if first[:1] == b"X":
             return False
@@ -204,6 +209,11 @@ class Pooler:
         request, state = first, b""
         try:
             while state != b"I":
+                if request[:1] == b"P" and (name := request[5 : request.index(0, 5)]):
+                    if name in names:
+                        client.sendall(_packed(b"E", b"SFATAL\0C08P01\0Mname is taken\0\0"))
+                        raise EOFError
+                    names.add(name)
                 server.sendall(request)
                 if request[:1] in b"QS":  # a query, or the end of a request
                     answer = b""
@@ -232,6 +242,10 @@ class Pooler:
             connection, server = self._free.get()
             server.close()
             connection.close()
+
+
+def _packed(kind: bytes, word: bytes) -> bytes:
+    return kind + (len(word) + 4).to_bytes(4) + word
 
 
 def _message(source: socket.socket) -> bytes:

@@ -14,13 +14,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from cluster import Pooler
 from crowd import PROCESSES, THREADS, Crowd, crowd
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgdict import PgDict, QueryFailed
-from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
+from pgdict import PgDict
+from pgdict.errors import ConfigError, ConnectionFailed, PgDictError, QueryFailed
 from pgdict.operations import many as batches
 
 Dict = PgDict[Any, Any]
@@ -456,6 +457,17 @@ def test_transaction_mode_pooling(server_url: str, table: str) -> None:
             d[n] = n
             assert d[n] == n
         assert list(d) == list(range(20))
+
+
+def test_pooler_that_knows_names(server_url: str, table: str) -> None:
+    """A pooler that ends the connection where a statement is prepared anew costs a connection, and no write."""
+    pooler = Pooler(server_url, size=1)
+    with PgDict[Any, Any](pooler.url, table=table) as d:
+        for n in range(3):
+            assert [d.get_and_set("a", n) for _ in range(3)] == [n - 1 if n else None, n, n]
+            with psycopg.connect(server_url) as connection:
+                connection.execute(f"ALTER TABLE {table} ALTER codec TYPE {'text' if n % 2 else 'varchar'}".encode())
+    pooler.close()
 
 
 def _forget(connection: psycopg.Connection[Any]) -> None:

@@ -174,6 +174,8 @@ class Lane:
             raise Unsent(str(lost)) from lost
         if result.status != _COMMAND:
             error = driver_errors.error_from_result(result)
+            if isinstance(error, driver_errors.ProtocolViolation):  # a pooler's, which knows the name: it ends the connection
+                raise Unsent(str(error)) from error
             if error.sqlstate != _ALREADY_PREPARED:  # by another dictionary: the name is a digest of the text
                 raise error
         self._prepared.add(statement.name)
