@@ -251,7 +251,6 @@ MOVE_FIRST = Statement(
 PAUSE = Statement("SELECT pg_sleep($1::float8)", reads=True)
 
 # Transactions --------------------------------------------------------------------------------------------------------
-# Savepoints of one name hide each other, and are found again in the reverse order.
 
 BEGIN = Statement("BEGIN")
 
@@ -259,11 +258,15 @@ COMMIT = Statement("COMMIT")
 
 ROLLBACK = Statement("ROLLBACK")
 
-SAVEPOINT = Statement("SAVEPOINT pgdict")
 
-RELEASE = Statement("RELEASE SAVEPOINT pgdict")
+def savepoint(name: str) -> tuple[Statement, Statement, tuple[Statement, ...]]:
+    """Return what begins, ends and undoes the savepoint `name`, which no other around it may have.
 
-ROLLBACK_TO = Statement("ROLLBACK TO SAVEPOINT pgdict")
+    An interruption (Ctrl-C) may leave a savepoint behind: of the same name, it would hide the one that is to be undone.
+    """
+    begin, end, undo = (Statement(f"{verb} {name}") for verb in ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT"))
+    return begin, end, (undo, end)
+
 
 # Expired rows --------------------------------------------------------------------------------------------------------
 

@@ -792,6 +792,81 @@ def test_interrupted_anywhere(server_url: str, table: str, kind: str, seconds: f
         process.communicate("\n")
 
 
+NESTED = """
+import random, signal
+d = PgDict(url, table=table)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+rng, seen, end = random.Random(1), [], time.monotonic() + 2
+while time.monotonic() < end:
+    d.clear()
+    try:
+        with d.transaction():
+            d["kept"] = 1
+            try:
+                with d.transaction():
+                    d["undone"] = 2
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.002))
+                    while True:
+                        with d.transaction():
+                            d["undone, too"] = 3
+            except KeyboardInterrupt:
+                pass
+        seen.append(list(d))
+    except ConnectionError:
+        pass  # the undoing itself was interrupted
+print(len(seen), all(keys == ["kept"] for keys in seen), flush=True)
+"""
+
+
+def test_interrupted_savepoints(server_url: str, table: str) -> None:
+    """A block that is interrupted, at the begin or end of another inside it too, is undone as far as it reaches."""
+    with program(NESTED, server_url, table) as process:
+        count, right = said(process).split()
+        assert int(count) > 50
+        assert right == "True"
+
+
+JOINED = """
+import random, signal
+import psycopg
+from pgdict.operations import many
+many.PLENTY = 10
+connection = psycopg.connect(url, autocommit=sys.argv[3] == "True")
+d = PgDict(connection=connection, table=table, timeout=0.5)
+connection.commit()
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+rng, hits, faults, end = random.Random(1), 0, [], time.monotonic() + 2.5
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.004))
+        while True:
+            d.set_many((n, n) for n in range(20))
+            d.delete_many(range(20))
+            with d.transaction():
+                d["a"] = 1
+    except KeyboardInterrupt:
+        hits += 1
+    except BaseException as error:
+        faults.append(repr(error))
+    if connection.closed:
+        faults.append("it is closed")
+        break
+    if connection.autocommit and connection.info.transaction_status:
+        faults.append(connection.info.transaction_status.name)
+    connection.rollback()
+print(hits, faults, flush=True)
+"""
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_interrupted_on_the_connection_of_the_application(server_url: str, table: str, autocommit: bool) -> None:
+    """An interruption leaves the application's connection open, unlocked, and with no transaction that it did not begin."""
+    with program(JOINED, server_url, table, autocommit) as process:
+        hits, faults = said(process).split(maxsplit=1)
+        assert int(hits) > 50
+        assert faults == "[]"
+
+
 LOCKS = """
 import random, signal, threading
 d = PgDict(url, table=table, timeout=10)

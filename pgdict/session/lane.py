@@ -9,23 +9,28 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import errors as driver_errors
-from psycopg import generators, pq
+from psycopg import generators, pq, waiting
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.types.string import ByteaBinaryLoader
 
 from pgdict.session.failures import Unsent
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
     from pgdict.operations import Rows
     from pgdict.statements import Rendered
 
-_TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
+T = TypeVar("T")
+
+_TUPLES, _COMMAND, _COPY_IN = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.COPY_IN
 _ACTIVE, _IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
 _BINARY = [[pq.Format.BINARY] * n for n in range(32)]
+_PIECE = 2**20
 _NOT_PREPARED, _ALREADY_PREPARED, _PLAN_OUTDATED = "26000", "42P05", "0A000"
 
 LOOKS = 100
@@ -151,12 +156,16 @@ class Lane:
                     self._rest = self._penalty = min(2 * self._penalty + 1, 255)
             else:
                 self._rest = max(0, self._rest - 1)
-            last: pq.abc.PGresult | None = (self.connection.wait(generators.execute(pgconn)) or [result])[-1]
+            last: pq.abc.PGresult | None = (self._wait(generators.execute(pgconn)) or [result])[-1]
         except psycopg.OperationalError as error:
             return self._last_words(error)
         if last is None:
             raise psycopg.OperationalError("the server sent no result")
         return last
+
+    def _wait(self, steps: PQGen[T]) -> T:
+        """Wait as a psycopg connection does, but leave an interruption to `stop`: that one may close the connection."""
+        return waiting.wait(steps, self.pgconn.socket, interval=0.1)
 
     def _last_words(self, error: psycopg.OperationalError) -> pq.abc.PGresult:
         """Return the server's own reason for ending the connection, which came before its end, or raise the error."""
@@ -190,10 +199,26 @@ class Lane:
             self.pgconn.send_query_params(b"DEALLOCATE " + statement.name, None)
             self._result()
 
-    def copy(self, statement: Rendered, block: bytes) -> None:
-        """Send one block to a COPY."""
-        with self.connection.cursor() as cursor, cursor.copy(statement.sql) as copy:
-            copy.write(block)
+    def execute_inside(self, statement: Rendered, params: tuple[bytes | None, ...]) -> Rows:
+        """Execute one statement of a transaction, in which nothing is prepared, as that could fail."""
+        return self._copy(statement, params[0] or b"") if statement.copies else self.execute(statement, params, inside=True)
+
+    def _copy(self, statement: Rendered, block: bytes) -> Rows:
+        """Send one block to a COPY. After an interruption, psycopg's own would keep the connection's lock."""
+        pgconn = self.pgconn
+        try:
+            pgconn.send_query(statement.sql)
+            result = self._result()
+            if result.status == _COPY_IN:
+                for start in range(0, len(block), _PIECE):
+                    self._wait(generators.copy_to(pgconn, block[start : start + _PIECE]))
+                result = self._wait(generators.copy_end(pgconn, None))
+        except BaseException:
+            stop(self.connection)
+            raise
+        if result.status != _COMMAND:
+            raise driver_errors.error_from_result(result)
+        return ()
 
 
 def stop(connection: psycopg.Connection[Any]) -> None:
@@ -208,8 +233,9 @@ def stop(connection: psycopg.Connection[Any]) -> None:
             pgconn.consume_input()
             if pgconn.is_busy():
                 time.sleep(0.001)
-            else:
-                pgconn.get_result()
+            elif (result := pgconn.get_result()) and result.status == _COPY_IN:  # which cannot be cancelled
+                pgconn.put_copy_end(b"interrupted")
+                pgconn.flush()
     except psycopg.Error:
         pass
     finally:

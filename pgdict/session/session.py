@@ -7,8 +7,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TypeVar
 
 import psycopg
@@ -26,29 +27,33 @@ from pgdict.statements import (
     BEGIN_SNAPSHOT,
     COMMIT,
     FORBIDDEN,
-    RELEASE,
     ROLLBACK,
-    ROLLBACK_TO,
-    SAVEPOINT,
     Book,
     Rendered,
     Statement,
+    savepoint,
 )
 
 T = TypeVar("T")
 
 _INTRANS, _INERROR = pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
 _DEADLOCK = {"40001", "40P01"}
+_UNDO_ALL = (ROLLBACK,)
+_WHOLE = BEGIN, COMMIT, _UNDO_ALL
+_numbers = count()
 
 
-_WHOLE = BEGIN, COMMIT, (ROLLBACK,)
-_NESTED = SAVEPOINT, RELEASE, (ROLLBACK_TO, RELEASE)
+@dataclass(eq=False, slots=True)
+class _Block:
+    """A transaction, or a savepoint inside of it."""
+
+    lane: Lane
 
 
 class _Ambient(threading.local):
-    """The transaction of this thread."""
+    """The transaction of this thread, and the savepoints inside of it."""
 
-    lane: Lane | None = None
+    blocks: tuple[_Block, ...] = ()
 
 
 class Session:
@@ -72,6 +77,8 @@ class Session:
         self._ambient = _Ambient()
         self._chores = True
         self._beginnings: list[Callable[[Session], None]] = []
+        self._number = next(_numbers)  # others may join the same connection
+        self._savepoints: dict[int, tuple[Statement, Statement, tuple[Statement, ...]]] = {}
         self._close = weakref.finalize(self, _finish, source, self.locks, on_close)
         self.table = table
         _sessions.add(self)
@@ -109,10 +116,10 @@ class Session:
 
     def _execute(self, statement: Statement, params: tuple[bytes | None, ...]) -> Rows:
         rendered = self._book[statement]
-        lane = self._ambient.lane
+        blocks = self._ambient.blocks
         source = self.source
-        if lane is not None:
-            return self._execute_inside(lane, rendered, params)
+        if blocks:
+            return self._execute_inside(blocks[-1].lane, rendered, params)
         if rendered.chore:
             return self._execute_chore(rendered, params)
         begin = time.monotonic()
@@ -133,11 +140,7 @@ class Session:
         if not rendered.reads:
             self._check_writable()
         with translating(wrote=lane.usable and not rendered.reads):
-            if rendered.copies and params[0] is not None:
-                lane.copy(rendered, params[0])
-                return ()
-            with self._alone(lane):
-                return lane.execute(rendered, params, inside=True)
+            return self._alone(lane, rendered, params)
 
     def _execute_chore(self, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         """Execute what may be left undone; where rights or a standby forbid it, leave it for good."""
@@ -175,7 +178,7 @@ class Session:
     @property
     def inside(self) -> bool:
         """Whether this thread's statements belong to a transaction."""
-        return self._ambient.lane is not None or self.source.inside
+        return bool(self._ambient.blocks) or self.source.inside
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -183,28 +186,46 @@ class Session:
 
         psycopg's own blocks note on the client how they nest, which an interruption (Ctrl-C) between two steps would tear.
         """
-        outer = self._ambient.lane
-        lane = outer or self._lend()
-        begin, commit, undo = _WHOLE if lane.usable else _NESTED
+        outer = self._ambient.blocks
+        lane = outer[-1].lane if outer else self._lend()
+        block = _Block(lane)
+        whole = lane.usable
+        begin, commit, undo = _WHOLE if whole else self._savepoint(len(outer))
         try:
             self._control(lane, begin)
-            self._ambient.lane = lane
+            self._ambient.blocks = (*outer, block)
             try:
                 yield
             except BaseException as error:
-                if lane.pid == os.getpid():  # a forked child leaves its parent's transaction alone
-                    with suppress(ConnectionFailed):  # which is an undoing, too
-                        self._control(lane, *undo)
+                if block in self._ambient.blocks:  # else it ends too late, after an interruption, or in a forked child
+                    self._undo(lane, undo)
                 if not isinstance(error, psycopg.Rollback):
                     raise
             else:
-                if lane.pid == os.getpid():
+                if block in self._ambient.blocks:
                     self._commit(lane, commit, undo)
         finally:
-            if outer is None:
-                self._ambient.lane = None
-                if lane.pid == os.getpid():
-                    self.source.give(lane)
+            if block in self._ambient.blocks:
+                self._ambient.blocks = outer
+            if not outer and lane.pid == os.getpid():
+                if whole and self.source.inside and not lane.usable:  # an interruption came in between
+                    self._undo(lane, undo)
+                self.source.give(lane)
+
+    def _savepoint(self, depth: int) -> tuple[Statement, Statement, tuple[Statement, ...]]:
+        if depth not in self._savepoints:
+            self._savepoints[depth] = savepoint(f"pgdict_{self._number}_{depth}")
+        return self._savepoints[depth]
+
+    def _undo(self, lane: Lane, undo: tuple[Statement, ...]) -> None:
+        try:
+            self._control(lane, *undo)
+        except ConnectionFailed:
+            pass  # which is an undoing, too
+        except BaseException:
+            if undo is not _UNDO_ALL:
+                lane.pgconn.finish()  # or what is not undone might be committed with the rest
+            raise
 
     def _commit(self, lane: Lane, commit: Statement, undo: tuple[Statement, ...]) -> None:
         status = lane.pgconn.transaction_status
@@ -216,23 +237,24 @@ class Session:
         self._control(lane, commit, wrote=commit is COMMIT)
 
     def _control(self, lane: Lane, *statements: Statement, wrote: bool = False) -> None:
-        with translating(wrote=wrote), self._alone(lane):
+        with translating(wrote=wrote):
             for statement in statements:
-                lane.execute(self._book[statement], (), inside=True)
+                self._alone(lane, self._book[statement], ())
 
-    @contextmanager
-    def _alone(self, lane: Lane) -> Iterator[None]:
+    def _alone(self, lane: Lane, rendered: Rendered, params: tuple[bytes | None, ...]) -> Rows:
         """Keep the connection's other users out. A COPY or a stream of the application's keeps us out, as long as it lasts."""
-        if not self.source.inside:  # it has none, and an interruption (Ctrl-C) might tear the lock's acquisition
-            yield
-            return
+        if not self.source.inside:
+            return lane.execute_inside(rendered, params)
         lock = lane.connection.lock
-        if not lock.acquire(timeout=self.timeout):
-            raise PgDictError(f"the connection was busy for {self.timeout:g} s: is a COPY, or a stream, open on it?")
+        locked: list[bool] = []
         try:
-            yield
+            locked.extend(map(lock.acquire, (True,), (self.timeout,)))  # one step, which no interruption (Ctrl-C) tears
+            if not locked[0]:
+                raise PgDictError(f"the connection was busy for {self.timeout:g} s: is a COPY, or a stream, open on it?")
+            return lane.execute_inside(rendered, params)
         finally:
-            lock.release()
+            if locked and locked[0]:
+                lock.release()
 
     def _lend(self) -> Lane:
         """Take a connection for several statements: one that is alive, as the first of them will not be repeated."""
@@ -268,10 +290,10 @@ class Session:
     def connection(self) -> Iterator[Connection]:
         """Lend this thread's connection, or a free one, for statements that are no operations."""
         self._check_writable()
-        lane = self._ambient.lane
-        if lane is not None:
+        blocks = self._ambient.blocks
+        if blocks:
             with translating():
-                yield lane.connection
+                yield blocks[-1].lane.connection
             return
         lane = self._lend()
         try:

@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool
 
 from pgdict.errors import ConfigError, ConnectionFailed, PgDictError
 from pgdict.session.failures import message_of, translating
-from pgdict.session.lane import Lane
+from pgdict.session.lane import Lane, stop
 
 Connection = psycopg.Connection[Any]
 Pool = ConnectionPool[Connection]
@@ -356,12 +356,20 @@ class Joined:
             if connection.pgconn.pipeline_status:
                 raise PgDictError("the connection is in pipeline mode, where a dictionary cannot wait for its answers")
             if not connection.autocommit and self._lane.usable:
-                with translating():
-                    psycopg.Cursor(connection).execute("SELECT", prepare=False)  # psycopg begins as the application has set it
+                self._begin(connection)
         except BaseException:
             self._turn.release()
             raise
         return self._lane
+
+    def _begin(self, connection: Connection) -> None:
+        """Let psycopg begin a transaction as the application has set it."""
+        try:
+            with translating():
+                psycopg.Cursor(connection).execute("SELECT", prepare=False)
+        except BaseException:
+            stop(connection)
+            raise
 
     def spare(self) -> None:
         """Leave no chores to a transaction that is not ours."""
