@@ -432,6 +432,25 @@ def test_pool(server_url: str, table: str, autocommit: bool) -> None:
             connection.execute("SELECT 1")
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_pool_whole_table(server_url: str, table: str, autocommit: bool) -> None:
+    """What is done to the whole table is done for good, whether the pool's connections commit by themselves or not."""
+    with (
+        ConnectionPool[Connection](server_url, min_size=1, max_size=1, timeout=3, kwargs={"autocommit": autocommit}) as pool,
+        PgDict[Any, Any](pool=pool, table=table) as d,
+        PgDict[Any, Any](server_url, table=table) as other,
+    ):
+        d["a"] = 1
+        d.set_durability("sync")
+        assert other.stats().emptied is False
+        assert other == {"a": 1}
+        d.truncate()
+        assert not other
+        d.drop()
+        with pytest.raises(QueryFailed, match="does not exist"):
+            other.get("a")
+
+
 def test_pool_exhausted(server_url: str, table: str) -> None:
     """When the application keeps all its connections, the dictionary waits for `timeout` and says so."""
     with (

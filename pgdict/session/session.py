@@ -291,16 +291,12 @@ class Session:
         """Lend this thread's connection, or a free one, for statements that are no operations."""
         self._check_writable()
         blocks = self._ambient.blocks
-        if blocks:
+        if not blocks:  # psycopg would begin a transaction, on the application's pool too, and nobody would end it
+            with self.transaction(), self.connection() as connection:
+                yield connection
+        else:
             with translating():
                 yield blocks[-1].lane.connection
-            return
-        lane = self._lend()
-        try:
-            with translating():
-                yield lane.connection
-        finally:
-            self.source.give(lane)
 
     def at_begin(self, begin: Callable[[Session], None]) -> None:
         """Call `begin` now, and in every child that is forked."""
