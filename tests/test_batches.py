@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from pgdict import PgDict, QueryFailed, statements
 from pgdict.operations import Operation, many
@@ -153,6 +154,23 @@ def test_another_error(d: D, table: str, other: psycopg.Connection[Any]) -> None
     assert not d
     d["a"] = 1
     assert d == {"a": 1}
+
+
+def test_row_level_security(server_url: str, table: str, d: D) -> None:
+    """A table with row-level security, into which nothing can be copied, takes large batches too."""
+    role = f"role_{table}"
+    with psycopg.connect(server_url, autocommit=True) as boss:
+        boss.execute(f"CREATE ROLE {role} LOGIN".encode())
+        boss.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY".encode())
+        boss.execute(f"CREATE POLICY all_of_it ON {table} USING (TRUE)".encode())
+        boss.execute(f"GRANT ALL ON {table}, {table}_seq_seq TO {role}".encode())
+        try:
+            with D(make_conninfo(server_url, user=role), table=table) as restricted:
+                restricted.update((n, n) for n in range(25))
+            assert d == {n: n for n in range(25)}
+        finally:
+            boss.execute(f"DROP OWNED BY {role}".encode())
+            boss.execute(f"DROP ROLE {role}".encode())
 
 
 def test_sweeping(server_url: str, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
