@@ -639,6 +639,8 @@ TRUNCATE = "TRUNCATE TABLE {table}"
 
 IS_UNLOGGED = "SELECT c.relpersistence = 'u' FROM pg_class AS c WHERE c.oid = to_regclass(%s)"
 
+LOCK_TABLE = "LOCK TABLE {table}"
+
 SET_PERSISTENCE = "ALTER TABLE {table} SET {persistence}"
 
 # A sequence that belongs to an unlogged table is reset with it by a crash (since PostgreSQL 15), and then begins below

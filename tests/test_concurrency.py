@@ -230,6 +230,26 @@ def test_no_deadlock(database: str, rounds: int, order: Any, plenty: int, monkey
     assert deadlocks(database) == 0
 
 
+def test_durability_deadlocks_with_nobody(database: str) -> None:
+    """Changing the durability waits for writers, and they for it, without a deadlock."""
+    with PgDict[Any, Any](database, table="fight", max_size=7) as d, ThreadPoolExecutor(6) as pool:
+        stop = threading.Event()
+
+        def write(me: int) -> None:
+            while not stop.is_set():
+                with d.transaction():
+                    d[me, 1] = me
+                    d[me, 2] = me
+
+        writing = [pool.submit(write, me) for me in range(6)]
+        for durability in ("sync", "unlogged") * 4:
+            d.set_durability(durability)
+        stop.set()
+        for future in writing:
+            future.result(timeout=30)
+    assert deadlocks(database) == 0
+
+
 @pytest.mark.slow
 def test_deadlocks_are_counted(database: str) -> None:
     """A deadlock that the caller makes, out of two transactions, is counted by the server and raised as recoverable."""

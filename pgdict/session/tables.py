@@ -231,8 +231,10 @@ def set_durability(connection: Connection, table: Table, durability: Durability,
     if _row(connection, statements.IS_UNLOGGED, table.layout.table) != (durability == "unlogged",):
         persistence = "UNLOGGED" if durability == "unlogged" else "LOGGED"
         alter = _sql(statements.SET_PERSISTENCE, table=table.layout.table, persistence=persistence)
-        with connection.transaction(), _sequence_restarted(connection, table.layout.sequence):
-            _execute(connection, alter)
+        with connection.transaction():
+            _execute(connection, _sql(statements.LOCK_TABLE, table=table.layout.table))  # writers too take its sequence second
+            with _sequence_restarted(connection, table.layout.sequence):
+                _execute(connection, alter)
     return Table(replace(table.layout, commit=None if joined else _COMMIT[durability]), durability)
 
 
