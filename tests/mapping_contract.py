@@ -218,7 +218,7 @@ class MappingContract:
             lambda m: m.keys(1),
             lambda m: hash(m),
             lambda m: m < m,
-            lambda m: m[:],
+            lambda m: m[[] :],
             lambda m: m + m,
         ]
         for call in calls:

@@ -400,7 +400,7 @@ def test_numpy(numpy: Any, elsewhere: Callable[[tuple[Any, ...]], str]) -> None:
         *(np.array(1.0), np.float64(1.0), np.float32(1), np.int64(1), np.int32(1), np.bool_(True), np.array([1.0]), 1.0, 1),
         *(np.array(-0.0), np.array(0.0), np.array(np.nan), np.array("a"), np.str_("a"), np.bytes_(b"a"), "a", b"a"),
         *(np.array(["a", None, 1], dtype=object), np.array(["a", None, True], dtype=object), np.array(1j)),
-        *(np.datetime64("2020-01-01"), np.datetime64("2020-01-01", "s"), np.timedelta64(1, "D"), np.datetime64("NaT")),
+        *(np.datetime64("2020-01-01"), np.datetime64("2020-01-01", "s"), np.timedelta64(1, "D"), np.datetime64("NaT", "s")),
         *(records, records["b"], records[["a"]], records[0], np.zeros(2, [("x", "i2"), record[1]])),
         *(np.longdouble(1) / 3, np.longdouble(1) / 3 * 2, np.array([1], "g"), np.dtypes.StringDType, np.float64),
         *(np.array(["a"], np.dtypes.StringDType()), np.array(["b"], np.dtypes.StringDType())),
@@ -622,7 +622,7 @@ one = cell(1, "def f(x):\n    return x\n")
 assert cell(2, "x = 1\n\ndef f(x):\n    return x\n") == one
 assert cell(3, "def f(x):\n    return x + 1\n") != one
 assert one.startswith("notebook.f@")
-exec("def f(x): return 1")
+exec(compile("def f(x): return 1", "<nowhere>", "exec"))
 try:
     name_of(f)
 except ValueError as error:
