@@ -398,7 +398,7 @@ MAY_READ_NUMBER = Statement("SELECT has_sequence_privilege({sequence}, 'SELECT')
 LAST_NUMBER = Statement("SELECT s.last_value FROM {sequence_name} AS s", reads=True)
 
 # Whether no key lies between $1 and $2, and then what COPY needs: when $3 rows will expire, and their numbers. An int8[] holds
-# each as COPY's binary format has it. A table without tags, or with row-level security, which COPY refuses, is left to SET_MANY.
+# each as COPY's binary format has it. A table without tags, or under row-level security, which COPY refuses, is for SET_MANY.
 RESERVE = Statement(
     """
     SELECT free, {expiry:4}, CASE WHEN free THEN (SELECT array_agg({number}) FROM generate_series(1, $3::bigint)) END
