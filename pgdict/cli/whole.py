@@ -61,9 +61,10 @@ def info(
     Makes nothing that is missing.
     """
     where = locate(url)
-    found = None
+    found, unlogged, order = None, None, None
     with suppress(NoTable), opened(url, table, schema, namespace, codec) as d:
         found = d.stats()
+        unlogged, order = d._session.table.durability == "unlogged", d._session.table.layout.order
     embedded = isinstance(where, Path)
     facts = {
         "pgdict": __version__,
@@ -74,15 +75,16 @@ def info(
         "exists": found is not None,
     }
     if json:
-        write_json(facts | ({} if found is None else asdict(found)))
+        write_json(facts | ({} if found is None else {"unlogged": unlogged, "order": order} | asdict(found)))
         return
     from pgdict.cli import show
 
+    kind = f"{table}, in {order} order, {'unlogged: a crash of the server empties it' if unlogged else 'logged'}"
     show.grid(
         ("pgdict", __version__),
         ("location", f"{facts['location']} (embedded)" if embedded else str(facts["location"])),
         ("server", f"PostgreSQL {facts['server']}" if facts["server"] else "not there yet"),
-        *([("table", table), *_lines(found)] if found else [("table", f"{table}, not there yet: `pgdict set` makes it")]),
+        *([("table", kind), *_lines(found)] if found else [("table", f"{table}, not there yet: `pgdict set` makes it")]),
     )
 
 
