@@ -345,6 +345,7 @@ def test_torn_dump(run: Run, d: PgDict[Any, Any], tmp_path: Path) -> None:
     refused(run("load", str(file)), 4, f"{file}, entry 2: ")
     assert not d
     refused(run("dump", str(tmp_path / "no/directory")), 4, "No such file or directory")
+    refused(run("dump", str(tmp_path)), 4, f"pgdict: {tmp_path}: Is a directory")
 
 
 def test_cleanup(run: Run, server_url: str, table: str) -> None:
@@ -445,10 +446,14 @@ def test_info(run: Run, server_url: str, d: PgDict[Any, Any], table: str) -> Non
     d.update({n: n for n in range(1234)})
     done = run("info")
     assert (done.exit_code, done.stderr) == (0, "")
-    for word in ("PostgreSQL 1", table, "1,234"):
+    for word in ("PostgreSQL 1", f"{table}, in insertion order, unlogged", "1,234"):
         assert word in done.stdout
     found = json.loads(run("info", "--json").stdout)
     assert found | {"pgdict": pgdict.__version__, "table": table, "exists": True, "live": 1234, "embedded": False} == found
+    d.set_durability("sync")
+    assert f"{table}, in insertion order, logged" in run("info").stdout
+    found = json.loads(run("info", "--json").stdout)
+    assert (found["unlogged"], found["order"]) == (False, "insertion")
 
 
 def test_info_on_nothing(run: Run, table: str, tmp_path: Path) -> None:
@@ -475,6 +480,17 @@ def test_shell_runs_a_program(run: Run, d: PgDict[Any, Any]) -> None:
     refused(run("shell", stdin=b"d.namespace('')"), 2, "namespace")
 
 
+@pytest.mark.parametrize(
+    ("program", "line"), [(b"0\nd['nothing']", 'File "<stdin>", line 2'), (b"print(len(d)", "SyntaxError")]
+)
+def test_shell_shows_where_a_program_fails(run: Run, d: PgDict[Any, Any], program: bytes, line: str) -> None:
+    """A traceback begins with the program: what is around it does not concern its author."""
+    done = run("shell", stdin=program)
+    assert done.exit_code == 1
+    assert line in done.stderr
+    assert "shell.py" not in done.stderr
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +504,7 @@ def test_shell_runs_a_program(run: Run, d: PgDict[Any, Any]) -> None:
         (["get", "--tll", "a"], 2, "no such option: --tll"),
         (["set", "a", "5", "--tll", "60"], 2, "no such option: --tll"),
         (["incr", "a", "-5", "--tll", "60"], 2, "no such option: "),
+        (["incr", "a", "1e400"], 2, "BY is no number: '1e400'"),
         (["set", "a", "b", "--ttl", "x"], 2, "'--ttl'"),
         (["set", "a", "b", "--ttl", "-1"], 2, "a ttl lies above 0"),
         (["set", "a", "b", "--ttl", "nan"], 2, "a ttl lies above 0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from math import isfinite
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +28,7 @@ from pgdict.display import brief, size
 
 D = PgDict[Any, Any]
 
-Keys = Annotated[list[str], typer.Argument(metavar="KEY...", help="The keys.", show_default=False)]
+Keys = Annotated[list[str], typer.Argument(metavar="KEY", help="The keys.", show_default=False)]
 Ttl = Annotated[float | None, typer.Option(metavar="SECONDS", help="When it expires; never, unless given.", show_default=False)]
 
 
@@ -39,8 +41,8 @@ def absent(key: Any) -> Failure:
 def get(d: D, key: Key, key_json: KeyJson = False, json: Json = False) -> None:
     """Print a value.
 
-    A str is printed as it is, bytes are raw, anything else is JSON, or as Python writes it where JSON cannot hold it. With
-    --json that is an error.
+    A str is printed as it is, bytes are raw, anything else is JSON.
+    What JSON cannot hold is printed as Python writes it; with --json it is an error.
     """
     name = read_key(key, key_json)
     try:
@@ -136,7 +138,7 @@ def persist(d: D, key: Key, key_json: KeyJson = False) -> None:
 def incr(
     d: D,
     key: Key,
-    by: Annotated[str, typer.Argument(metavar="[BY]", help="What to add: an int or a float.", show_default=False)] = "1",
+    by: Annotated[str, typer.Argument(metavar="BY", help="What to add: an int or a float.", show_default=False)] = "1",
     ttl: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Counts only when this starts a new number.", show_default=False),
@@ -158,10 +160,11 @@ def incr(
 
 
 def _number(text: str) -> int | float:
-    try:
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except ValueError:
-        raise Failure(USAGE, f"BY is no number: {text!r}") from None
+    with suppress(ValueError):
+        number = int(text) if text.lstrip("+-").isdecimal() else float(text)
+        if isinstance(number, int) or isfinite(number):
+            return number
+    raise Failure(USAGE, f"BY is no number: {text!r}")
 
 
 @command("entry", "pgdict entry token", "pgdict entry token --json | jq -r .expires_at")

@@ -74,7 +74,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         return USAGE, f"the command needs {str(error.name).partition('.')[0]}: pip install '.[cli]'"
     if isinstance(error, OSError) and error.filename:
-        return DATA, f"{error.filename}: {error.strerror}"
+        return DATA, f"{error.filename2 or error.filename}: {error.strerror}"  # of two, what the user named is the second
     for kinds, status in _ERRORS:
         if isinstance(error, kinds):
             return status, str(error)

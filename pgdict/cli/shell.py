@@ -6,12 +6,15 @@ import code
 import os
 import platform
 import sys
+import traceback
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
+import typer
+
 import pgdict
-from pgdict import PgDict
+from pgdict import PgDict, PgDictError
 from pgdict.cli.program import command
 
 
@@ -29,7 +32,7 @@ def shell(d: PgDict[Any, Any]) -> None:
     """
     names = {"d": d, "pgdict": pgdict, "PgDict": PgDict, "__name__": "__main__"}
     if not sys.stdin.isatty():
-        exec(compile(sys.stdin.read(), "<stdin>", "exec"), names)
+        _run(sys.stdin.read(), names)
         return
     banner = (
         f"pgdict {pgdict.__version__}, Python {platform.python_version()}: d is {d!r}\n"
@@ -39,6 +42,17 @@ def shell(d: PgDict[Any, Any]) -> None:
         _ipython(names, banner)
     else:
         _python(names, banner)
+
+
+def _run(program: str, names: dict[str, Any]) -> None:
+    """Run a program; where it fails is told without what is around it, and what the command knows better is left to it."""
+    try:
+        exec(compile(program, "<stdin>", "exec"), names)
+    except (PgDictError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of a program that is not ours
+        traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        raise typer.Exit(1) from None
 
 
 def _ipython(names: dict[str, Any], banner: str) -> None:
