@@ -71,8 +71,8 @@ def check_reach(who: Account | None, directory: Path) -> None:
     """Raise a `ConfigError` if the account cannot enter the directory."""
     if who and (closed := unreachable([*reversed(directory.parents), directory], who)):
         raise ConfigError(
-            f"{closed} is closed to {who.name!r}, whom the server of {directory} runs as because PostgreSQL does not "
-            "run as root"
+            f"{closed} is closed to {who.name!r}, whom a server in it would run as because PostgreSQL does not run as root: "
+            "take another directory"
         )
 
 
