@@ -385,7 +385,7 @@ class PgDict(Counted, MutableMapping[K, V]):
             expires_at: an aware datetime instead.
 
         >>> d.set("session", "...", ttl=60)
-        >>> 59 < d.ttl("session") <= 60
+        >>> 50 < d.ttl("session") <= 60
         True
 
         Raises:
@@ -737,7 +737,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         """Hold the lock `name` for the block: nobody else does, in any thread, process or machine.
 
         The server frees it when the holder dies. It belongs to this dictionary or namespace, and to the thread. All locks of a
-        process are held on one connection of their own, which a pooler keeps for it meanwhile.
+        process are held on one connection of their own, which a pooler keeps for it meanwhile. Those who wait get it in no
+        particular order.
 
         Args:
             name: any text.
@@ -748,7 +749,7 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         Raises:
             LockTimeout: somebody else holds it all the while.
-            PgDictError: this thread holds it already, and would wait for itself.
+            PgDictError: this thread holds it already, through this dictionary, and would wait for itself.
             ConnectionFailed: at the end of the block, when the lock was lost meanwhile with its connection.
         """
         return self._session.locks.held(name, [self._lock_number("lock", name)], timeout)

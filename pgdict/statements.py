@@ -280,7 +280,7 @@ FORGET = Statement(
 )
 
 # The oldest are chosen first and locked then, in the order of their keys: SKIP LOCKED waits all the same where a row's next
-# version is being written at that very moment (PostgreSQL 18, heap_lock_updated_tuple), and sweeps in the order of expiry
+# version is being written at that very moment (heap_lock_updated_tuple; seen on 16 and 18), and sweeps in the order of expiry
 # met batches in the order of keys there.
 _SWEEP = """
     WITH doomed AS MATERIALIZED (
