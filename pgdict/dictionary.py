@@ -749,7 +749,7 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         Raises:
             LockTimeout: somebody else holds it all the while.
-            PgDictError: this thread holds it already, through this dictionary, and would wait for itself.
+            PgDictError: this thread holds it already, and would wait for itself.
             ConnectionFailed: at the end of the block, when the lock was lost meanwhile with its connection.
         """
         return self._session.locks.held(name, [self._lock_number("lock", name)], timeout)

@@ -104,6 +104,17 @@ def test_timeout(d: PgDict[Any, Any], other: PgDict[Any, Any]) -> None:
     assert not waiting.is_alive()
 
 
+def test_not_by_itself_elsewhere(d: PgDict[Any, Any], other: PgDict[Any, Any], server_url: str, table: str) -> None:
+    """Nor does a thread wait for ever for a lock, or all places of a semaphore, that it holds through another dictionary."""
+    with d.lock("name"), pytest.raises(PgDictError, match="already holds"), other.lock("name"):
+        pytest.fail("it has it")
+    with d.semaphore("two", 2), other.semaphore("two", 2), PgDict[Any, Any](server_url, table=table) as third:
+        with pytest.raises(PgDictError, match="already holds"), third.semaphore("two", 2):
+            pytest.fail("it has one")
+        with third.lock("name"):
+            assert at_once(lambda: taken(d)) == [True]
+
+
 def test_not_by_itself(d: PgDict[Any, Any]) -> None:
     """A thread that would wait for itself is told so, and keeps what it has."""
     with d.lock("name"):

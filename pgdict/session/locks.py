@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class _Claim:
     thread: int
 
 
+_everyone: list[weakref.ref[Locks]] = []
+"""The locks of all sessions of this process."""
+
+
 class Locks:
     """The locks that this process holds over one session."""
 
@@ -43,6 +48,7 @@ class Locks:
         self._connect = connect
         self._closed = False
         self.forked()
+        _everyone.append(weakref.ref(self, _everyone.remove))
 
     def forked(self) -> None:
         """Begin anew in a child process, which holds nothing."""
@@ -88,7 +94,7 @@ class Locks:
                 connection = self.attempt(number)
                 if connection is not None:
                     return number, connection
-            self._check_own(name, numbers)
+            self._check_own(name, numbers, for_ever=deadline is None)
             left = _LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise LockTimeout(f"lock {name!r} was not free for {timeout:g} s")
@@ -96,10 +102,24 @@ class Locks:
                 self._changed.wait(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _check_own(self, name: str, numbers: Sequence[int]) -> None:
-        holders = [self._holders.get(number) for number in numbers]
-        if all(holder and holder.thread == threading.get_ident() for holder in holders):
+    def _check_own(self, name: str, numbers: Sequence[int], *, for_ever: bool) -> None:
+        """Refuse to wait for oneself; where another session of this thread's has the lock, only if that were for ever."""
+        everyone = [locks for each in list(_everyone) if (locks := each())] if for_ever else [self]
+        alike = [locks for locks in everyone if locks._database == self._database]
+        if all(any(locks._has(number) for locks in alike) for number in numbers):
             raise PgDictError(f"this thread already holds lock {name!r}, and would wait for itself")
+
+    def _has(self, number: int) -> bool:
+        holder = self._holders.get(number)
+        return holder is not None and holder.thread == threading.get_ident()
+
+    @property
+    def _database(self) -> tuple[str, ...]:
+        """Where the locks are: sessions of one process may have theirs in one database."""
+        if self._connection is None or self._connection.closed:
+            return ()
+        info = self._connection.info
+        return info.host, str(info.port), info.dbname
 
     def attempt(self, number: int) -> Connection | None:
         """Take the lock if nobody has it, and return what `release` needs; never waits."""
