@@ -190,6 +190,8 @@ def _first(store: Any, case: Case, calls: int) -> Callable[[], None]:
 
 def _threads(store: Any, case: Case, calls: int) -> Callable[[], None]:
     """Start the threads and let each connect before the time begins."""
+    if case.threads == 1:  # this one: what a shelf on SQLite was opened in, as from Python 3.13 on, is all that may use it
+        return _get(store, case, calls)
     begin = Barrier(case.threads + 1, timeout=60)
 
     def work(names: list[str]) -> None:
