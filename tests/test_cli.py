@@ -295,7 +295,7 @@ def test_deep(run: Run, d: PgDict[Any, Any]) -> None:
     d["deep"] = deepest
     assert run("get", "deep").stdout == "[" * 901 + "]" * 901 + "\n"
     assert run("scan", "--json").exit_code == 0
-    refused(run("set", "deeper", "--json", "[" * 3000 + "]" * 3000), 4, "nested too deeply")
+    refused(run("set", "deeper", "--json", "[" * 1200 + "]" * 1200), 4, "nested too deeply")
 
 
 def test_unreadable(run: Run, d: PgDict[Any, Any], server_url: str, table: str) -> None:
