@@ -28,7 +28,7 @@ from pgdict.memo import Memoizer, memoize
 from pgdict.memo import Options as MemoOptions
 from pgdict.operations import ABSENT, DEFAULT, ByKey, Pages, Space, expiry, many, one, walk, whole
 from pgdict.operations.one import CasResult, Entry
-from pgdict.operations.space import Expiry, Sentinel, amount, seconds
+from pgdict.operations.space import NEVER, Expiry, Sentinel, amount, seconds
 from pgdict.operations.whole import Stats
 from pgdict.server import locate
 from pgdict.session import (
@@ -563,7 +563,8 @@ class PgDict(Counted, MutableMapping[K, V]):
         Up to some 16 MB are one statement; more are copied into a temporary table and merged in one transaction. From 10,000
         pairs on a transaction of a few statements first tries to copy them straight into the table, which it can when none of
         its keys lie among them. The iterable is read lazily, and never while a statement runs, so it may use this dictionary.
-        Of equal keys the last value counts, in the place of the first.
+        Of equal keys the last value counts, in the place of the first. What the iterable itself writes to this dictionary is
+        part of the transaction, too, once that has begun.
 
         Args:
             items: the pairs.
@@ -583,11 +584,14 @@ class PgDict(Counted, MutableMapping[K, V]):
         if more:
             staged = chain(iter([(first, more)]), buffers)  # an iterator, which lets go of what it has yielded
             del first
-            with self._session.transaction():
-                self._session.run(many.set_staged(f"pgdict_stage_{secrets.token_hex(8)}", staged, lifetime))
+            self._stage(many.pair_blocks(staged), lifetime)
         elif number < many.PLENTY or not self._copied(first, lifetime):
             self._session.run(many.set_buffer(first, lifetime))
         self._session.run(one.sweep_two(self._space, lifetime, number))
+
+    def _stage(self, blocks: Iterator[bytes], lifetime: Expiry) -> None:
+        with self._session.transaction():
+            self._session.run(many.set_staged(f"pgdict_stage_{secrets.token_hex(8)}", blocks, lifetime))
 
     def _copied(self, buffer: many.Buffer, lifetime: Expiry) -> bool:
         """Copy many pairs into the table, unless some of the keys may be there."""
@@ -876,12 +880,15 @@ class PgDict(Counted, MutableMapping[K, V]):
             InvalidValue: an entry of the file is not one, or its codec is not read here.
         """
         entries: Iterable[Stored] = read_dump(Path(path), self._space.values)
-        count = 0
-        with self._session.transaction():
-            for batch in many.entry_buffers(self._space, display.with_progress(entries, ()) if progress else entries):
-                self._session.run(many.set_entries(batch))
-                count += len(batch)
-        return count
+        number = 0
+
+        def counted() -> Iterator[Stored]:
+            nonlocal number
+            for number, entry in enumerate(display.with_progress(entries, ()) if progress else entries, 1):  # noqa: B007
+                yield entry
+
+        self._stage(many.entry_blocks(self._space, counted()), NEVER)
+        return number
 
     # The table ------------------------------------------------------------------------------------------------------
 

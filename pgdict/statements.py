@@ -334,13 +334,6 @@ EXPIRIES = Statement(
     "SELECT t.key, t.expires_at FROM {table} AS t WHERE t.key = ANY ($1::text[]) AND t.expires_at IS NOT NULL", reads=True
 )
 
-# As SET_MANY, with an expiry for each row.
-SET_ENTRIES = Statement(
-    SET_MANY.template.replace("u (k, v, tag)", "u (k, v, tag, own_e)")
-    .replace("$3::text[])", "$3::text[], $6::timestamptz[])")
-    .replace("{expiry:4} AS e", "COALESCE(own_e, {expiry:4}) AS e")
-)
-
 _DELETE_LOCKED = """
     , gone AS (
         DELETE FROM {table} AS t USING doomed WHERE t.key = doomed.key AND {durable} RETURNING {live} AS live
@@ -413,16 +406,19 @@ RESERVE = Statement(
 COPY_NEW = Statement("COPY {table} (key, value, codec, expires_at {seq_column}) FROM STDIN (FORMAT binary)", copies=True)
 
 # Rows are numbered as they arrive, so that one sort by key finds the last value and the first place of each.
-STAGE = Statement('CREATE TEMPORARY TABLE {stage} (key text COLLATE "C", value bytea, codec text, place bigint {place})')
+STAGE = Statement(
+    "CREATE TEMPORARY TABLE {stage} "
+    '(key text COLLATE "C", value bytea, codec text, expires_at timestamptz, place bigint {place})'
+)
 
-COPY = Statement("COPY {stage} (key, value, codec) FROM STDIN (FORMAT binary)", copies=True)
+COPY = Statement("COPY {stage} (key, value, codec, expires_at) FROM STDIN (FORMAT binary)", copies=True)
 
 MERGE = Statement(
     """
     INSERT INTO {table} AS t (key, value, {codec_column} expires_at, created_at, updated_at {seq_column})
-    SELECT k, v, {codec_batch} {expiry:1}, {clock}, {clock} {seq_batch}
+    SELECT k, v, {codec_batch} COALESCE(e, {expiry:1}), {clock}, {clock} {seq_batch}
     FROM (
-        SELECT DISTINCT ON (key) key AS k, value AS v, codec AS tag, last_value(place) OVER same_key AS s
+        SELECT DISTINCT ON (key) key AS k, value AS v, codec AS tag, expires_at AS e, last_value(place) OVER same_key AS s
         FROM {stage}
         WINDOW same_key AS (
             PARTITION BY key ORDER BY place DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING

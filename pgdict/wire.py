@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from itertools import chain, repeat
+from typing import cast
 
 _INT8 = struct.Struct("!q")
 _FLOAT8 = struct.Struct("!d")
@@ -117,23 +118,23 @@ def _lengths(items: Iterable[bytes]) -> Iterable[bytes]:
     return map(_LENGTH.pack, map(len, items))
 
 
-def timestamptz_array(items: Collection[bytes | None]) -> bytes:
-    """Return timestamptz values, or NULLs, as a timestamptz[]."""
-    if not items:
-        return _EMPTY_ARRAY.pack(0, 0, _TIMESTAMPTZ)
-    head = _ARRAY.pack(1, 1, _TIMESTAMPTZ, len(items), 1)
-    return head + b"".join(_NULL_LENGTH if item is None else _LENGTH.pack(8) + item for item in items)
-
-
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = struct.pack("!h", -1)
 
 
-def copy_block(*columns: Collection[bytes] | None) -> bytes:
-    """Return columns of equal length as the data of a binary COPY; None is one of NULLs."""
-    fields = chain.from_iterable((repeat(_NULL_LENGTH),) if c is None else (_lengths(c), c) for c in columns)
-    rows = zip(repeat(struct.pack("!h", len(columns))), *fields)
+def copy_block(*columns: Collection[bytes | None] | None) -> bytes:
+    """Return columns of equal length as the data of a binary COPY; None is a NULL, or a column of them."""
+    rows = zip(repeat(struct.pack("!h", len(columns))), *chain.from_iterable(map(_fields, columns)))
     return _joined(chain((_COPY_HEADER,), chain.from_iterable(rows), (_COPY_TRAILER,)))
+
+
+def _fields(column: Collection[bytes | None] | None) -> tuple[Iterable[bytes], ...]:
+    if column is None:
+        return (repeat(_NULL_LENGTH),)
+    full = [item or b"" for item in column] if None in column else cast("Collection[bytes]", column)
+    if full is column:
+        return _lengths(full), full
+    return [_NULL_LENGTH if item is None else _LENGTH.pack(len(item)) for item in column], full
 
 
 def int8_of(array: bytes, place: int) -> bytes:

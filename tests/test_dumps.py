@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -252,6 +253,18 @@ def test_dump_of_the_command(d: PgDict[Any, Any], server_url: str, table: str, t
     d.clear()
     assert d.load(file) == 1
     assert d["a"] == [10**5000]
+
+
+def test_no_deadlock(d: PgDict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the same keys in opposite orders are loaded at the same time, whatever their size."""
+    monkeypatch.setattr(many, "BUFFER", 20_000)
+    lines = [json.dumps({"key": str(n), "value": n}) + "\n" for n in range(1000)]
+    forwards, backwards = tmp_path / "forwards.jsonl", tmp_path / "backwards.jsonl"
+    forwards.write_text("".join(lines))
+    backwards.write_text("".join(reversed(lines)))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(d.load, [forwards, backwards] * 6)) == [1000] * 12
+    assert dict(d.items()) == {str(n): n for n in range(1000)}
 
 
 def test_all_or_nothing(d: PgDict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

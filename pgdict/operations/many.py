@@ -29,7 +29,7 @@ LOST_RACE = {"23505", "40P01", "40001"}
 """Somebody else has stored one of the keys, a deadlock, a serialization failure: the one statement can deal with these."""
 
 Buffer = dict[bytes, tuple[bytes, bytes]]
-Entries = dict[bytes, tuple[bytes, bytes, datetime | None]]
+Entry = tuple[object, bytes, bytes, datetime | None]
 
 
 def count(bounds: Bounds | None) -> Operation[int]:
@@ -123,33 +123,6 @@ def expiries(keys: Iterable[bytes]) -> Operation[dict[bytes, datetime]]:
     return {key: wire.from_timestamptz(moment) for key, moment in rows}
 
 
-def entry_buffers(space: Space, entries: Iterable[tuple[Any, bytes, bytes, datetime | None]]) -> Iterator[Entries]:
-    """Yield entries by stored key, in buffers of bounded size."""
-    buffer: Entries = {}
-    size = 0
-    for key, value, codec, moment in entries:
-        if codec not in space.values.readable:
-            raise InvalidValue(f"key {key!r} is stored with codec {codec.decode()!r}, which this dictionary does not read")
-        stored = space.keys.encode(key)
-        buffer[stored] = value, codec, moment
-        size += _ROW + _COPIES * (len(stored) + len(value))
-        if size > BUFFER:
-            yield buffer
-            buffer, size = {}, 0
-    yield buffer
-
-
-def set_entries(entries: Entries) -> Operation[None]:
-    """Store entries, each with its own expiry, in one statement."""
-    if entries:
-        values, codecs, moments = zip(*entries.values(), strict=True)
-        expires = wire.timestamptz_array([None if moment is None else wire.timestamptz(moment) for moment in moments])
-        yield (
-            sql.SET_ENTRIES,
-            (wire.text_array(entries), wire.bytea_array(values), wire.text_array(codecs), None, None, expires),
-        )
-
-
 def _columns(rows: Collection[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]]:
     """Return values and codecs apart: `zip(*rows)` would make an iterator for each row, at three times the cost."""
     return [value for value, _ in rows], [codec for _, codec in rows]
@@ -183,14 +156,38 @@ def copy_new(space: Space, buffer: Buffer, expiry: Expiry) -> Operation[bool]:
     return True
 
 
-def set_staged(stage: str, staged: Iterator[tuple[Buffer, bool]], expiry: Expiry) -> Operation[None]:
-    """Store what `buffers` yields through the temporary table `stage`, inside a transaction."""
-    create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
-    yield create, ()
+def pair_blocks(staged: Iterator[tuple[Buffer, bool]]) -> Iterator[bytes]:
+    """Yield what `buffers` yields as data for a staging table."""
     for buffer, _ in staged:
         rows = iter(buffer.items())
         while some := dict(islice(rows, PLENTY)):
-            yield copy, (wire.copy_block(some, *_columns(some.values())),)
+            yield wire.copy_block(some, *_columns(some.values()), None)
         del buffer, rows  # before the next one is filled
+
+
+def entry_blocks(space: Space, entries: Iterable[Entry]) -> Iterator[bytes]:
+    """Yield entries, each with its own expiry, as data for a staging table."""
+    columns: tuple[list[bytes | None], ...] = [], [], [], []
+    size = 0
+    for key, value, codec, moment in entries:
+        if codec not in space.values.readable:
+            raise InvalidValue(f"key {key!r} is stored with codec {codec.decode()!r}, which this dictionary does not read")
+        if size > BUFFER:
+            yield wire.copy_block(*columns)
+            columns, size = ([], [], [], []), 0
+        row = space.keys.encode(key), value, codec, None if moment is None else wire.timestamptz(moment)
+        for column, field in zip(columns, row, strict=True):
+            column.append(field)
+        size += _ROW + _COPIES * (len(row[0]) + len(value))
+    yield wire.copy_block(*columns)
+
+
+def set_staged(stage: str, blocks: Iterator[bytes], expiry: Expiry) -> Operation[None]:
+    """Store what is in `blocks` through the temporary table `stage`, inside a transaction."""
+    create, copy, merge, drop = (sql.staged(s, stage) for s in (sql.STAGE, sql.COPY, sql.MERGE, sql.UNSTAGE))
+    yield create, ()
+    for block in blocks:
+        yield copy, (block,)
+        del block  # before the next one is made
     yield merge, expiry
     yield drop, ()
