@@ -160,7 +160,7 @@ def test_exhausted(server_url: str, table: str) -> None:
             assert isinstance(error, ConnectionFailed)
             assert str(error) == "all 1 connections were in use for 0.3 s"
             assert not error.maybe_applied
-            assert 0.25 < time.monotonic() - begin < 1
+            assert 0.25 < time.monotonic() - begin < 5
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(d.get, "a").result() is None
 

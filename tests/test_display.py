@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -244,9 +244,14 @@ def test_million(d: D, server_url: str, table: str) -> None:
     about = int(caption(d).removeprefix("about ").split()[0].replace(",", ""))
     assert abs(about - MILLION) < MILLION / 20
     for look in (d._repr_html_, d.__repr__, d._ipython_key_completions_):
-        begin = time.perf_counter()
-        look()
-        assert time.perf_counter() - begin < 0.5
+        assert min(lasts(look) for _ in range(3)) < 0.5
+
+
+def lasts(work: Callable[[], object]) -> float:
+    """Return how many seconds something takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 # IPython ------------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_timeout(d: PgDict[Any, Any], other: PgDict[Any, Any]) -> None:
             begin = time.monotonic()
             with pytest.raises(LockTimeout, match="'name'") as caught, other.lock("name", timeout=timeout):
                 pytest.fail("it is taken")
-            assert timeout <= time.monotonic() - begin < timeout + 0.2
+            assert timeout <= time.monotonic() - begin < timeout + 1
             assert caught.value.recoverable
             assert isinstance(caught.value, TimeoutError)
         waiting = threading.Thread(target=other.lock("name").__enter__)

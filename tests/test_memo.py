@@ -8,7 +8,6 @@ import functools
 import inspect
 import itertools
 import logging
-import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -1004,5 +1003,5 @@ def test_speed_of_a_hit(d: D) -> None:
             call()
         return time.perf_counter() - began
 
-    ratios = [seconds(lambda: f("a", 1)) / seconds(lambda: d["k"]) for _ in range(9)]
-    assert statistics.median(ratios) < 2
+    times = [(seconds(lambda: f("a", 1)), seconds(lambda: d["k"])) for _ in range(9)]
+    assert min(hit for hit, _ in times) < 2 * min(get for _, get in times)

@@ -54,10 +54,10 @@ def test_computed_once(d: D, server_url: str, table: str, killed: bool) -> None:
     """Eight threads in each of eight processes call at once: one computes; killed half-way, exactly one more does."""
     with ExitStack() as stack:
         crowd = [stack.enter_context(program(CROWD, server_url, table, 600 if killed else 1)) for _ in range(8)]
-        assert eventually(lambda: d.get("ready") == 8, 30)
+        assert eventually(lambda: d.get("ready") == 8, 60)
         d["go"] = True
-        assert eventually(lambda: d.get("begun") == 64, 20)
-        assert eventually(lambda: "who" in d, 20)
+        assert eventually(lambda: d.get("begun") == 64, 40)
+        assert eventually(lambda: "who" in d, 40)
         assert d["computed"] == 1
         if killed:
             assert "done" not in d

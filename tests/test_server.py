@@ -311,9 +311,13 @@ def test_directory_name(parent: Path, home: Path, name: str) -> None:
 
 def test_joining_is_quick(home: Path, server: Embedded) -> None:
     """Joining a running server asks neither the server nor another program."""
-    begin = time.perf_counter()
-    join(home).close()
-    assert time.perf_counter() - begin < 0.1
+
+    def once() -> float:
+        begin = time.perf_counter()
+        join(home).close()
+        return time.perf_counter() - begin
+
+    assert min(once() for _ in range(5)) < 0.1
 
 
 def test_last_user_stops_the_server(home: Path, server: Embedded) -> None:
