@@ -600,6 +600,18 @@ def test_head(server_url: str, table: str, d: PgDict[Any, Any], arguments: str) 
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [["get", "a"], ["info"], ["entry", "a"], ["--help"], ["get", "--help"]])
+def test_nobody_reads(server_url: str, table: str, d: PgDict[Any, Any], arguments: list[str]) -> None:
+    """So does an output that is closed from the beginning."""
+    d["a"] = 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        command = [*PGDICT, "--url", server_url, "--table", table, *arguments]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_streams(server_url: str, table: str, d: PgDict[Any, Any]) -> None:
     """`scan` prints while it reads: the first lines are there long before the last row was read."""
     d.update(dict.fromkeys(range(60_000), "x" * 100))

@@ -106,6 +106,8 @@ class Commands(TyperGroup):
         args = list(sys.argv[1:] if args is None else args)
         try:
             status = super().main(args or ["--help"], prog_name, **extra | {"standalone_mode": False})
+        except SystemExit as end:  # also rich's answer to an output that nobody reads
+            status = CUT if isinstance(end.__context__, BrokenPipeError) else end.code
         except Exception as error:  # noqa: BLE001 - those that it does not know it raises again
             status, reason = explain(error)
             typer.echo(f"pgdict: {' '.join(reason.split())}", err=True)
