@@ -303,7 +303,8 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         Raises:
             KeyError: the key is absent, and no default is given.
-            DecodeError: the stored value cannot be read; it stays where it is.
+            DecodeError: the stored value cannot be read; it stays where it is when its codec is not read here, while of damaged
+                bytes `.raw` is what is left.
         """
         value = self._session.run(one.take(self._space, key, default))
         if value is ABSENT:
@@ -322,7 +323,8 @@ class PgDict(Counted, MutableMapping[K, V]):
 
         Raises:
             KeyError: there is no item, or for some 50 ms none that nobody is writing.
-            DecodeError: the stored value cannot be read; it stays where it is.
+            DecodeError: the stored value cannot be read; it stays where it is when its codec is not read here, while of damaged
+                bytes `.raw` is what is left.
         """
         item = self._session.run(one.popitem(self._space, last))
         if item is None:
