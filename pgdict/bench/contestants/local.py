@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def open_sqlitedict(arena: Arena) -> Iterator[Store]:
     """Open a SqliteDict."""
     path = arena.directory / "sqlitedict.sqlite"
     make = module_of("sqlitedict").SqliteDict
-    with closing(make(str(path), autocommit=True)) as d, closing(make(str(path))) as bulk:
+    with _ending(make(str(path), autocommit=True)) as d, _ending(make(str(path))) as bulk:
 
         def set_many(items: Mapping[str, Any]) -> None:
             bulk.update(items)
@@ -73,6 +73,19 @@ def open_sqlitedict(arena: Arena) -> Iterator[Store]:
             items=d.items,
             size=lambda: _bytes(path.parent, "sqlitedict*"),
         )
+
+
+@contextmanager
+def _ending(d: Any) -> Iterator[Any]:
+    """Close a SqliteDict, whose thread may miss one more request after an interruption (Ctrl-C): then wait for no answer."""
+    thread = d.conn
+    try:
+        yield d
+    except BaseException:
+        d.close(force=True)
+        thread.join(timeout=5)
+        raise
+    d.close()
 
 
 @contextmanager
