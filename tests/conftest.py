@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,12 @@ pytest.register_assert_rewrite("mapping_contract")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make one directory for all workers of a run: not pytest's own, which root's server cannot enter."""
+    """Make one directory for all workers of a run: not pytest's own, which root's server cannot enter.
+
+    A shell starts background jobs with SIGINT ignored, which is inherited: the tests of Ctrl-C need it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         os.environ["PGDICT_TEST_DIRECTORY"] = tempfile.mkdtemp(prefix="pgdict-tests-", dir="/tmp")
         Path(os.environ["PGDICT_TEST_DIRECTORY"]).chmod(0o711)
