@@ -18,7 +18,7 @@ BATCH = 5_000
 """Keys asked for, or deleted, by one statement."""
 SWEEP = 10_000
 """Expired rows removed by one statement."""
-BUFFER = 60_000_000
+BUFFER = 64_000_000
 """Bytes of memory that a buffer of pairs may take together with the statement that stores it."""
 PLENTY = 10_000
 """Pairs from which on it is worth asking whether all are new, and can be copied; and pairs that go into one COPY."""
