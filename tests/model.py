@@ -82,7 +82,15 @@ class Model:
         return [name for name in self.table.names() if name.startswith(self.prefix)]
 
     def key(self, name: str) -> Any:
-        return _key(name[len(self.prefix) :])
+        """Return the key of a name; what the root calls `n:` and more may be no name in the namespace `n`."""
+        rest = name[len(self.prefix) :]
+        try:
+            key = _key(rest)
+        except LookupError:
+            key = None
+        if _name_at_top(key) != rest:
+            raise ValueError(f"no key is called {rest!r}")
+        return key
 
     def remove(self, names: Iterable[str]) -> int:
         return sum(self.table.rows.pop(name, None) is not None for name in names)

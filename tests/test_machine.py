@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -395,12 +395,15 @@ class Machine(RuleBasedStateMachine):
             self.end(rolls_back=True)
 
 
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # for which every line would be traced
+
+
 def run(fleet: Fleet, examples: int, steps: int) -> None:
     machine = type("Machine", (Machine,), {"fleet": fleet})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]  # a server, wild values
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=examples, stateful_step_count=steps, suppress_health_check=checks),
+        settings=settings(max_examples=examples, stateful_step_count=steps, suppress_health_check=checks, phases=PHASES),
     )
 
 
@@ -410,7 +413,7 @@ def test_histories(fleet: Fleet) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_long_histories(fleet: Fleet) -> None:
     """So it is in long histories."""
     run(fleet, examples=60, steps=80)
