@@ -416,4 +416,4 @@ def test_histories(fleet: Fleet) -> None:
 @pytest.mark.timeout(900)
 def test_long_histories(fleet: Fleet) -> None:
     """So it is in long histories."""
-    run(fleet, examples=60, steps=80)
+    run(fleet, examples=40, steps=60)
